@@ -1,0 +1,89 @@
+"""The command `service-registry`: arguments, exit codes, one sentence for what cannot be."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from registry import __version__
+
+EX_UNAVAILABLE = 69  # sysexits.h: journal or socket is held, or cannot be used
+EX_CONFIG = 78
+
+_EPILOG = """\
+exit status: 0 ended orderly, 2 wrong usage, 69 journal or socket held by another or not usable,
+78 wrong configuration. SIGTERM or Ctrl-C stops every service and ends; a second one hurries.
+"""
+
+
+def main() -> None:
+    """Run the registry, or only validate its configuration."""
+    options = _parser().parse_args()
+    try:
+        status = _run(options)
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="service-registry",
+        description="Supervise the services that a configuration file declares.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="default: ./etc/services.toml, else /etc/circleosd/services.toml",
+    )
+    parser.add_argument("--validate", action="store_true", help="only check the configuration")
+    parser.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="of the log on stderr"
+    )
+    parser.add_argument("--version", action="version", version=f"service-registry {__version__}")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from registry.config import ConfigError, default_path, load
+    from registry.validate import validate
+
+    try:
+        path = options.config or default_path()
+        if options.validate:
+            return validate(path)
+        config = load(path)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EX_CONFIG
+    return _serve(config, path, as_json=options.log_format == "json")
+
+
+def _serve(config: object, path: Path, *, as_json: bool) -> int:
+    from registry.api.unix_socket import SocketError
+    from registry.config import Config
+    from registry.daemon import serve
+    from registry.daemon_log import DaemonLog
+    from registry.house import Held
+    from registry.journal import JournalError
+
+    assert isinstance(config, Config)
+    count = len(config.definitions)
+    log = DaemonLog(as_json=as_json)
+    log.start()
+    try:
+        serve(config, lambda: f"Loaded {count} service{'' if count == 1 else 's'} from {path}")
+    except (Held, JournalError, SocketError, OSError) as error:
+        log.stop()
+        print(f"service-registry: {error}", file=sys.stderr)
+        return EX_UNAVAILABLE
+    log.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    main()

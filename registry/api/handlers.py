@@ -1,0 +1,365 @@
+"""What answers each action: commands go to the registry, questions to the committed projection."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import os
+import platform
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+import registry as package
+from registry.api.access import Peer
+from registry.api.actions import (
+    ApiError,
+    CommandParams,
+    ErrorCode,
+    EventsParams,
+    HealthParams,
+    HeartbeatParams,
+    LogsParams,
+    NoParams,
+    ServiceParams,
+    VersionParams,
+)
+from registry.api.growth import Growth
+from registry.api.protocol import Handler
+from registry.core import inputs as inp
+from registry.core.duties import is_settled
+from registry.core.events import Actor, Record
+from registry.core.service import Service
+from registry.host.capabilities import FALLBACKS, Capabilities
+from registry.journal import SQLITE_VERSION
+from registry.logs.read import tail
+from registry.logs.target import LogTarget
+from registry.questions.records import (
+    EventRecord,
+    ServiceRecord,
+    check_health,
+    event_record,
+    health,
+    last_exit,
+    rfc3339,
+    service_record,
+)
+from registry.registry import Accepted, NotCommitted, Registry, ShuttingDown
+
+EVENTS_IN_STATUS = 10
+PAGE = 1000
+_encode = msgspec.json.Encoder().encode
+
+
+class EventSource(Protocol):
+    """What the handlers need of the journal."""
+
+    async def read(
+        self, *, since: int = 0, service: str | None = None, type: str | None = None, limit: int = PAGE
+    ) -> list[Record]:
+        """Records above `since`; the last of them where it is negative."""
+
+
+class Handlers:
+    """The answers of one registry. `beat` hands on a heartbeat, `shut_down` begins the end."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        journal: EventSource,
+        growth: Growth,
+        capabilities: Capabilities,
+        *,
+        journal_path: Path,
+        beat: Callable[[str, str | None], bool],
+        shut_down: Callable[[], None],
+    ) -> None:
+        self._registry = registry
+        self._journal = journal
+        self._growth = growth
+        self._capabilities = capabilities
+        self._journal_path = journal_path
+        self._beat = beat
+        self._shut_down = shut_down
+        self._list: tuple[int, msgspec.Raw] = (-1, msgspec.Raw(b"[]"))
+
+    def table(self) -> dict[str, Handler]:
+        """The function that answers each action, by the action's name."""
+        return {
+            "list_services": self._list_services,
+            "status": self._status,
+            "start": self._command(lambda actor: inp.Start(actor=actor)),
+            "stop": self._command(lambda actor: inp.Stop(actor=actor)),
+            "restart": self._command(lambda actor: inp.Restart(actor=actor)),
+            "reset": self._command(lambda actor: inp.Reset(actor=actor)),
+            "health": self._health,
+            "logs": self._logs,
+            "events": self._events,
+            "heartbeat": self._heartbeat,
+            "version": self._version,
+            "shutdown": self._shutdown,
+        }
+
+    # --- questions --------------------------------------------------------------------------------
+
+    def _list_services(self, _params: NoParams, _peer: Peer) -> msgspec.Raw:
+        projection = self._registry.committed
+        if self._list[0] != projection.seq:
+            records = [service_record(service) for service in projection.in_order()]
+            self._list = (projection.seq, msgspec.Raw(_encode(records)))
+        return self._list[1]
+
+    async def _status(self, params: ServiceParams, _peer: Peer) -> dict[str, Any]:
+        service = self._service(params.service)
+        answer = {
+            **msgspec.to_builtins(service_record(service)),
+            "attempt": service.attempt,
+            "message": service.message,
+            "definition": msgspec.to_builtins(service.definition),
+            "checks": self._checks(service),
+            "last_exit": last_exit(service.last_exit),
+        }
+        events = await self._journal.read(since=-EVENTS_IN_STATUS, service=service.name)
+        return {**answer, "events": [event_record(record) for record in events]}
+
+    def _health(self, params: HealthParams, _peer: Peer) -> list[dict[str, Any]]:
+        services = (
+            list(self._registry.committed.in_order())
+            if params.service is None
+            else [self._service(name) for name in self._names(params.service)]
+        )
+        return [
+            {
+                "name": service.name,
+                "health": health(service),
+                "since": _latest(state.since_ns for state in service.checks.values()),
+                "checks": self._checks(service),
+            }
+            for service in services
+        ]
+
+    def _checks(self, service: Service) -> list[dict[str, Any]]:
+        return [self._check(service, check.name, check.target) for check in service.definition.checks]
+
+    def _check(self, service: Service, name: str, target: str) -> dict[str, Any]:
+        tally = self._registry.tallies.get((service.name, name))
+        streak = tally.streak if tally else None
+        return {
+            "name": name,
+            "target": target,
+            "health": check_health(service, name),
+            "last_at": rfc3339(streak.last_at_ns) if streak else None,
+            "latency_ms": round(tally.latency_ns / 1e6, 3) if tally else None,
+            "error": streak.error if streak else None,
+        }
+
+    async def _events(
+        self, params: EventsParams, _peer: Peer
+    ) -> list[EventRecord] | AsyncIterator[list[EventRecord]]:
+        if params.service is not None and params.service not in self._registry.committed.services:
+            if not await self._journal.read(service=params.service, limit=1):
+                raise self._unknown(params.service)
+        if params.follow:
+            return self._follow(params)
+        limit = min(max(params.limit, 0), PAGE)
+        records = await self._journal.read(
+            since=params.since, service=params.service, type=params.type, limit=limit
+        )
+        return [event_record(record) for record in records]
+
+    async def _follow(self, params: EventsParams) -> AsyncIterator[list[EventRecord]]:
+        """Pages without an end; the first one at once, even when it is empty."""
+        seq, page = params.since, []
+        if seq < 0:
+            seq = self._registry.committed.seq
+            newest = await self._journal.read(
+                since=params.since, service=params.service, type=params.type
+            )
+            page = [event_record(record) for record in newest if record.seq <= seq]
+        else:
+            seq, page = await self._page_after(seq, params)
+        yield page
+        while True:
+            if seq >= self._registry.committed.seq:
+                await self._registry.next_commit()
+            seq, page = await self._page_after(seq, params)
+            if page:
+                yield page
+
+    async def _page_after(self, seq: int, params: EventsParams) -> tuple[int, list[EventRecord]]:
+        records = self._registry.recent_since(seq)
+        if records is None:
+            records = await self._journal.read(since=seq)
+        page = [
+            event_record(record)
+            for record in records[:PAGE]
+            if params.service in (None, record.service) and params.type in (None, record.type)
+        ]
+        return (records[:PAGE][-1].seq if records else seq), page
+
+    async def _logs(
+        self, params: LogsParams, _peer: Peer
+    ) -> list[str] | AsyncIterator[list[str]]:
+        service = self._service(params.service)
+        logs = service.definition.logs
+        if logs is None:
+            raise ApiError(
+                ErrorCode.NO_LOGS, f"service '{service.name}' keeps no logs: it says logs = false"
+            )
+        path, lines = Path(LogTarget.of(logs, service.name).path), min(max(params.lines, 0), 100_000)
+        if params.follow:
+            return self._growth.follow(service.name, path, lines)
+        return await asyncio.to_thread(tail, path, lines)
+
+    def _version(self, params: VersionParams, _peer: Peer) -> dict[str, Any]:
+        projection = self._registry.committed
+        answer: dict[str, Any] = {
+            "version": package.__version__,
+            "pid": os.getpid(),
+            "journal": str(self._journal_path),
+            "started_at": rfc3339(projection.started_at_ns),
+            "degraded_since": _latest([self._registry.degraded_since_ns or 0]),
+        }
+        if params.all:
+            answer["python"] = platform.python_version()
+            answer["platform"] = platform.platform()
+            answer["sqlite"] = SQLITE_VERSION
+            answer["capabilities"] = [
+                {"name": name, "available": getattr(self._capabilities, name), "what": what, "otherwise": other}
+                for name, (what, other) in FALLBACKS.items()
+            ]
+        return answer
+
+    # --- commands ---------------------------------------------------------------------------------
+
+    def _command(self, make: Callable[[Actor], inp.Command]) -> Handler:
+        async def handle(params: CommandParams, peer: Peer) -> Any:
+            if self._registry.degraded_since_ns is not None:
+                raise ApiError(
+                    ErrorCode.JOURNAL_UNAVAILABLE,
+                    "the journal cannot be written at the moment, so no command can be made durable;"
+                    " see the registry's log",
+                )
+            actor = Actor(peer.uid, peer.pid, peer.program)
+            names = self._names(params.service)
+            asked = [self._ask(name, make(actor)) for name in names]
+            outcomes = await asyncio.gather(*asked)
+            if any(isinstance(outcome, ApiError) for outcome in outcomes):
+                raise _partial(names, outcomes)
+            accepted = [outcome for outcome in outcomes if isinstance(outcome, Accepted)]
+            return await self._settled(accepted, params.timeout) if params.wait else _items(accepted)
+
+        return handle
+
+    async def _ask(self, name: str, command: inp.Command) -> Accepted | ApiError:
+        try:
+            self._service(name)
+            return await self._registry.command(name, command)
+        except ApiError as error:
+            return error
+        except ShuttingDown as error:
+            return ApiError(ErrorCode.SHUTTING_DOWN, str(error))
+        except NotCommitted as error:
+            return ApiError(ErrorCode.OUTCOME_UNKNOWN, str(error))
+
+    async def _settled(self, accepted: list[Accepted], timeout_s: float) -> list[ServiceRecord]:
+        def records() -> list[ServiceRecord]:
+            services = self._registry.committed.services
+            return [service_record(services[each.service]) for each in accepted if each.service in services]
+
+        def all_settled() -> bool:
+            services = self._registry.committed.services
+            return all(
+                is_settled(services[each.service]) for each in accepted if each.service in services
+            )
+
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._registry.until(all_settled)
+        except TimeoutError:
+            raise ApiError(
+                ErrorCode.TIMED_OUT, f"not settled within {timeout_s:g} s", records()
+            ) from None
+        return records()
+
+    def _heartbeat(self, params: HeartbeatParams, _peer: Peer) -> None:
+        service = self._service(params.service)
+        listening = [
+            check.name for check in service.definition.checks if check.target.startswith("heartbeat:")
+        ]
+        if not listening or params.check not in (None, *listening):
+            known = f"it has {', '.join(listening)}" if listening else "it declares none"
+            raise ApiError(
+                ErrorCode.UNKNOWN_CHECK,
+                f"service '{service.name}' has no such heartbeat: check; {known}",
+            )
+        self._beat(service.name, params.check)
+
+    def _shutdown(self, _params: NoParams, _peer: Peer) -> None:
+        if self._registry.closing:
+            raise ApiError(ErrorCode.SHUTTING_DOWN, "the registry is shutting down already")
+        asyncio.get_running_loop().call_soon(self._shut_down)
+
+    # --- names ------------------------------------------------------------------------------------
+
+    def _names(self, given: str | list[str]) -> list[str]:
+        if given == "all":
+            return [service.name for service in self._registry.committed.in_order()]
+        names = [given] if isinstance(given, str) else list(dict.fromkeys(given))
+        if not names:
+            raise ApiError(ErrorCode.INVALID_PARAMS, 'service: no name is given; "all" means every service')
+        return names
+
+    def _service(self, name: str) -> Service:
+        service = self._registry.committed.services.get(name)
+        if service is None:
+            raise self._unknown(name)
+        return service
+
+    def _unknown(self, name: str) -> ApiError:
+        known = list(self._registry.committed.services)
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f", did you mean '{close[0]}'?" if close else "; list_services names those that there are"
+        return ApiError(ErrorCode.UNKNOWN_SERVICE, f"there is no service '{name[:64]}'{hint}")
+
+
+def _latest(times_ns: Iterable[int]) -> str | None:
+    latest = max(times_ns, default=0)
+    return rfc3339(latest) if latest else None
+
+
+def _item(accepted: Accepted) -> dict[str, Any]:
+    return {
+        "name": accepted.service,
+        "seq": accepted.seq,
+        "status": accepted.status.value,
+        "already": accepted.already,
+    }
+
+
+def _items(accepted: list[Accepted]) -> list[dict[str, Any]]:
+    return [_item(each) for each in accepted]
+
+
+def _partial(names: list[str], outcomes: list[Accepted | ApiError]) -> ApiError:
+    """One service asked for and refused is that error; of several, each is told."""
+    if len(outcomes) == 1 and isinstance(outcomes[0], ApiError):
+        return outcomes[0]
+    told = [
+        {"name": name, "ok": True, "error": None, **_item(outcome)}
+        if isinstance(outcome, Accepted)
+        else {
+            "name": name,
+            "ok": False,
+            "seq": None,
+            "status": None,
+            "error": {"code": outcome.code.value, "message": outcome.message},
+        }
+        for name, outcome in zip(names, outcomes, strict=True)
+    ]
+    refused = ", ".join(
+        name for name, outcome in zip(names, outcomes, strict=True) if isinstance(outcome, ApiError)
+    )
+    return ApiError(ErrorCode.PARTIAL_FAILURE, f"not for every service: {refused} refused", told)

@@ -1,0 +1,1 @@
+"""What is true and what follows from it. Pure: no asyncio, no clock, no random, no I/O."""

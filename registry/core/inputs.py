@@ -1,0 +1,126 @@
+"""What may arrive at a service: commands that somebody asks for, observations that the host made.
+
+An observation is not yet a fact; one about another run than the present is stale and changes nothing.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from registry.core.definition import Definition
+from registry.core.events import Actor, Streak, Usage
+from registry.core.lifecycle import Reason
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """Something asked for: by `actor`, or because of the event with the number `cause`."""
+
+    actor: Actor | None = None
+    cause: int | None = None
+
+
+class Start(Command, frozen=True):
+    """Want it up."""
+
+    reason: Reason = Reason.REQUESTED
+
+
+class Stop(Command, frozen=True):
+    """Want it down."""
+
+    reason: Reason = Reason.REQUESTED
+
+
+class Restart(Command, frozen=True):
+    """Want it up by a new run."""
+
+
+class Reset(Command, frozen=True):
+    """Forget its failures."""
+
+
+class Define(Command, frozen=True):
+    """Declare it, for the first time or differently."""
+
+    definition: Definition
+    digest: str
+
+
+class Remove(Command, frozen=True):
+    """Declare it no more: stop what runs, then forget it."""
+
+
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
+    """Something seen about one run."""
+
+    run: int
+
+
+class SpawnSucceeded(Observation, frozen=True):
+    """A process waits at the gate for run number `run`."""
+
+    pid: int
+    start_time: int | None
+    digest: str
+
+
+class SpawnRefused(Observation, frozen=True):
+    """No process could be made for run number `run`."""
+
+    reason: Reason
+    message: str
+
+
+class GateOpened(Observation, frozen=True):
+    """The process was let through to its program."""
+
+
+class StartTimerDue(Observation, frozen=True):
+    """The start timeout is over."""
+
+
+class RestartTimerDue(Observation, frozen=True):
+    """The restart delay after this run is over."""
+
+
+class Probed(Observation, frozen=True):
+    """A check gave a result, the `count`-th equal one in a row; `ended` is the streak that it broke."""
+
+    check: str
+    ok: bool
+    count: int
+    error: str | None = None
+    ended: Streak | None = None
+
+
+class ProcessExited(Observation, frozen=True):
+    """The main process is gone. `launch_failure` is set where it never executed its program."""
+
+    exit_code: int | None = None
+    signal: int | None = None
+    group_empty: bool = True
+    never_ran: bool = False
+    launch_failure: Reason | None = None
+    message: str | None = None
+    usage: Usage | None = None
+
+
+class ProcessLost(Observation, frozen=True):
+    """The main process is gone, and nobody knows how it ended."""
+
+    group_empty: bool = True
+
+
+class GroupGone(Observation, frozen=True):
+    """No process of the run is left; `killed` of them needed SIGKILL."""
+
+    killed: int = 0
+
+
+class ProcessFound(Observation, frozen=True):
+    """After the supervisor's own death, the run was found alive and verified."""
+
+    pid: int
+
+
+Input = Command | Observation

@@ -1,0 +1,205 @@
+"""Every state, every move, every reason of a service: the `transitions` machine and its table.
+
+Rule 1: a state changes only by a row of ROWS. Rule 2: guards look at the service and at what arrived,
+never at a clock, a file or a task. Rule 3: an input that has no row is ignored and journals nothing.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from transitions import Machine
+
+if TYPE_CHECKING:
+    from registry.core.service import Service
+
+
+class State(StrEnum):
+    """Where a service is in its lifecycle."""
+
+    STOPPED = "Stopped"
+    STARTING = "Starting"
+    RUNNING = "Running"
+    STOPPING = "Stopping"
+    FAILED = "Failed"
+    RESTARTING = "Restarting"
+
+
+class Reason(StrEnum):
+    """Why a service is where it is: the closed enumeration that CLI, metrics and views share."""
+
+    DEFINED = "defined"  # never asked to run
+    AUTOSTART = "autostart"
+    REQUESTED = "requested"  # by an operator
+    RESTART_REQUESTED = "restart_requested"
+    POLICY = "policy"  # started again as its restart policy says
+    NEVER_RAN = "never_ran"  # its process ended before it executed the program
+    READY = "ready"
+    COMPLETED = "completed"  # ended clean
+    EXIT_CODE = "exit_code"
+    SIGNAL = "signal"
+    LOST = "lost"  # ended while nobody watched, status unknown
+    UNHEALTHY = "unhealthy"
+    START_TIMEOUT = "start_timeout"
+    LEFTOVERS = "leftovers"  # the main process ended, others of its group had not
+    CRASH_LOOPING = "crash_looping"
+    RESTART_LIMIT = "restart_limit"
+    RESET = "reset"
+    SHUTDOWN = "shutdown"
+    REMOVED = "removed"  # no longer in the configuration
+    PROGRAM_MISSING = "program_missing"
+    PROGRAM_NOT_EXECUTABLE = "program_not_executable"
+    EXEC_FAILED = "exec_failed"
+    CWD_MISSING = "cwd_missing"
+    USER_MISSING = "user_missing"
+    GROUP_MISSING = "group_missing"
+    ENV_FILE_MISSING = "env_file_missing"
+    ENV_FILE_INVALID = "env_file_invalid"
+    NOT_PERMITTED = "not_permitted"
+    NO_RESOURCES = "no_resources"  # descriptors, processes or memory: passes by itself
+
+
+FOR_A_PERSON: frozenset[Reason] = frozenset(
+    {
+        Reason.PROGRAM_MISSING,
+        Reason.PROGRAM_NOT_EXECUTABLE,
+        Reason.EXEC_FAILED,
+        Reason.CWD_MISSING,
+        Reason.USER_MISSING,
+        Reason.GROUP_MISSING,
+        Reason.ENV_FILE_MISSING,
+        Reason.ENV_FILE_INVALID,
+        Reason.NOT_PERMITTED,
+    }
+)
+"""Launch failures that only a person can mend: trying again would be a loop, so nobody does."""
+
+
+def _ends_clean(service: Service, given: Any) -> bool:
+    return bool(given.group_empty) and service.is_clean(given)
+
+
+def _ends_failed(service: Service, given: Any) -> bool:
+    return bool(given.group_empty) and not service.is_clean(given)
+
+
+def _leaves_group(_service: Service, given: Any) -> bool:
+    return not given.group_empty
+
+
+def _bound_for(dest: State) -> Any:
+    def guard(service: Service, _given: Any) -> bool:
+        return service.bound is dest
+
+    return guard
+
+
+def _rebinds(dest: State) -> Any:
+    def guard(service: Service, _given: Any) -> bool:
+        return service.bound is not dest or service.wanted is (dest is State.STOPPED)
+
+    return guard
+
+
+def _changes_wish(service: Service, _given: Any) -> bool:
+    return service.state is not State.STOPPED or service.wanted
+
+
+def _check_restarts(_service: Service, given: Any) -> bool:
+    return bool(given.restarts)
+
+
+def _check_reports(_service: Service, given: Any) -> bool:
+    return not given.restarts
+
+
+_S = State
+_DOWN = [_S.STOPPED, _S.FAILED, _S.RESTARTING]
+_UP = [_S.STARTING, _S.RUNNING]
+_HAS_RUN = [_S.STARTING, _S.RUNNING, _S.STOPPING]
+
+ROWS: list[list[Any]] = [
+    # trigger, from, to (= is the same), guard
+    ["start", _DOWN, _S.STARTING],
+    ["start", _S.STOPPING, "=", _rebinds(_S.STARTING)],
+    ["restart", _DOWN, _S.STARTING],
+    ["restart", _UP, _S.STOPPING],
+    ["restart", _S.STOPPING, "=", _rebinds(_S.STARTING)],
+    ["stop", _UP, _S.STOPPING],
+    ["stop", _DOWN, _S.STOPPED, _changes_wish],
+    ["stop", _S.STOPPING, "=", _rebinds(_S.STOPPED)],
+    ["reset", _S.FAILED, _S.STOPPED],
+    ["reset", [_S.STOPPED, _S.RESTARTING, *_HAS_RUN], "="],
+    ["restart_due", _S.RESTARTING, _S.STARTING],
+    ["spawned", _S.STARTING, "="],
+    ["spawn_failed", _S.STARTING, _S.FAILED],
+    ["became_ready", _S.STARTING, _S.RUNNING],
+    ["start_timed_out", _S.STARTING, _S.STOPPING],
+    ["became_unhealthy", _S.RUNNING, _S.STOPPING, _check_restarts],
+    ["became_unhealthy", _S.RUNNING, "=", _check_reports],
+    ["exited", _UP, _S.STOPPED, _ends_clean],
+    ["exited", _UP, _S.FAILED, _ends_failed],
+    ["exited", _UP, _S.STOPPING, _leaves_group],
+    ["exited", _S.STOPPING, "="],
+    ["lost", _UP, _S.FAILED, _ends_failed],
+    ["lost", _UP, _S.STOPPING, _leaves_group],
+    ["lost", _S.STOPPING, "="],
+    ["group_emptied", _S.STOPPING, _S.STOPPED, _bound_for(_S.STOPPED)],
+    ["group_emptied", _S.STOPPING, _S.STARTING, _bound_for(_S.STARTING)],
+    ["group_emptied", _S.STOPPING, _S.FAILED, _bound_for(_S.FAILED)],
+    ["restart_scheduled", [_S.STOPPED, _S.FAILED], _S.RESTARTING],
+    ["gave_up", _S.FAILED, "="],
+    ["gave_up", _S.STOPPED, _S.FAILED],
+    ["adopted", _HAS_RUN, "="],
+    ["defined", _S.STOPPED, "="],
+    ["redefined", list(_S), "="],
+    ["removed", _DOWN, _S.STOPPED],
+]
+
+COMMANDS = ("start", "restart", "stop", "reset")
+"""Triggers that somebody asks for; their event is called TRIGGER_requested."""
+
+
+def _machine() -> Machine:
+    rows = [[trigger, source, dest, *([[guard[0]]] if guard else [])] for trigger, source, dest, *guard in ROWS]
+    return Machine(
+        model=None,
+        states=list(State),
+        initial=State.STOPPED,
+        transitions=rows,
+        auto_transitions=False,
+        ignore_invalid_triggers=True,
+    )
+
+
+MACHINE = _machine()
+
+
+def event_type(trigger: str) -> str:
+    """The name of the event that a move by `trigger` is journaled as."""
+    return f"{trigger}_requested" if trigger in COMMANDS else trigger
+
+
+def _table() -> dict[tuple[str, State], frozenset[State]]:
+    moves: dict[tuple[str, State], set[State]] = {}
+    for trigger, event in MACHINE.events.items():
+        for source, transitions in event.transitions.items():
+            dests = {State[str(transition.dest)] for transition in transitions}
+            moves.setdefault((event_type(trigger), State[source]), set()).update(dests)
+    return {key: frozenset(dests) for key, dests in moves.items()}
+
+
+MOVES: dict[tuple[str, State], frozenset[State]] = _table()
+"""The same table for replay: (event type, source) -> the states it may lead to."""
+
+
+def move(service: Service, trigger: str, given: Any = None) -> State | None:
+    """Move `service` by the row for `trigger`; the new state, or None where no row applies."""
+    moved = MACHINE.events[trigger].trigger(service, service, given)
+    return service.state if moved else None
+
+
+def is_legal(event_type: str, source: State, dest: State) -> bool:
+    """True when some row leads from `source` to `dest` by an event of this type."""
+    return dest in MOVES.get((event_type, source), ())

@@ -1,0 +1,53 @@
+"""All services, from committed events: what every answer is made of. Nothing answers from live machines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from registry.core import events as ev
+from registry.core.service import Service, evolve
+
+
+class Projection(msgspec.Struct):
+    """The fold of a journal up to `seq`."""
+
+    seq: int = 0
+    journal_id: str = ""
+    started: ev.RegistryStarted | None = None
+    started_at_ns: int = 0
+    orderly: bool = True
+    services: dict[str, Service] = {}
+
+    def fold(self, records: Iterable[ev.Record]) -> None:
+        """Take in further records, in order. An event that nobody knows is an error, not a gap."""
+        for record in records:
+            self._fold_one(record)
+            self.seq = record.seq
+
+    def _fold_one(self, record: ev.Record) -> None:
+        event = record.event
+        match event:
+            case ev.JournalCreated():
+                self.journal_id = event.journal_id
+            case ev.RegistryStarted():
+                self.started, self.started_at_ns, self.orderly = event, record.at_ns, False
+                for service in self.services.values():
+                    evolve(service, record)
+            case ev.RegistryStopped():
+                self.orderly = True
+            case ev.Removed():
+                self.services.pop(record.service or "", None)
+            case _:
+                evolve(self._service(record), record)
+
+    def _service(self, record: ev.Record) -> Service:
+        name = record.service or ""
+        if isinstance(record.event, ev.Defined) and name not in self.services:
+            self.services[name] = Service(definition=record.event.definition)
+        return self.services[name]
+
+    def in_order(self) -> Iterator[Service]:
+        """The services as the file lists them."""
+        return iter(sorted(self.services.values(), key=lambda service: service.definition.position))

@@ -1,0 +1,1 @@
+"""This machine: one outside thing a file, and no rule of the domain."""

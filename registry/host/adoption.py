@@ -1,0 +1,62 @@
+"""After the supervisor's own death: which runs still live, how the others ended. Never a stranger.
+
+A run is the same process when its pidfd says so (the keeper held one), or when boot, pid namespace, pid
+and start time are those of the journal. What cannot be verified is neither adopted nor signalled.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import struct
+
+from registry.host import proc
+from registry.host.capabilities import PIDFD_GET_INFO, PIDFD_INFO_EXIT, Capabilities
+
+# struct pidfd_info of linux/pidfd.h, 64 bytes: mask, cgroup id, eleven ids, exit code
+_INFO = struct.Struct("=QQ11Ii")
+
+
+def has_ended(pidfd: int) -> bool:
+    """Whether the process behind a pidfd is gone (pidfd_open(2): it is readable then)."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def pidfd_of(pid: int, start_time: int | None) -> int | None:
+    """A pidfd of the living process with this pid and start time; None where there is none such."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    # opened first, compared afterwards: so it cannot be a later process with the same number
+    stat = proc.stat(pid)
+    if stat is None or start_time is None or stat.start_time != start_time:
+        os.close(pidfd)
+        return None
+    return pidfd
+
+
+def exit_of_stranger(
+    pid: int, start_time: int | None, pidfd: int | None, capabilities: Capabilities
+) -> int | None:
+    """How a process ended that is not our child: its exit code, negative for a signal; None if unknown."""
+    stat = proc.stat(pid)
+    if stat is not None and stat.state == "Z" and stat.start_time == start_time:
+        return os.waitstatus_to_exitcode(stat.wait_status)
+    if pidfd is not None and capabilities.pidfd_exit:
+        return _reaped_exit(pidfd)
+    return None
+
+
+def _reaped_exit(pidfd: int) -> int | None:
+    """What the kernel kept for those who held a pidfd while the process was reaped (Linux 6.15)."""
+    request = bytearray(_INFO.pack(PIDFD_INFO_EXIT, *[0] * 13))
+    try:
+        fcntl.ioctl(pidfd, PIDFD_GET_INFO, request)
+    except OSError:
+        return None
+    mask, *_ids, status = _INFO.unpack(request)
+    return os.waitstatus_to_exitcode(status) if mask & PIDFD_INFO_EXIT else None

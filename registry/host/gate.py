@@ -1,0 +1,144 @@
+"""The gate: a shell that waits for one line before it becomes the service's program.
+
+Until the line comes nothing of the service has executed. If whoever holds the other end dies first, the
+pipe closes and the shell exits 111. The shell is spawned by a name of its own, GATE, so that the comm of
+a process that ended still tells whether it ever became something else.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+from pathlib import Path
+
+import msgspec
+
+from registry.core.lifecycle import Reason
+from registry.host.launch import Launch, LaunchError
+
+GATE = "svc-gate"
+NEVER_RAN = 111
+# what stands between the gate and the program where a user changes or a variable has an odd name
+_STEPS = (GATE, "setpriv", "env")
+
+# Arguments: umask, cwd, argv. Builtins only; what the shell itself set is taken out of the environment.
+_SCRIPT = """\
+IFS= read -r CIRCLEOSD_GATE || exit 111
+umask "$1" && cd -P -- "$2" || exit 200
+shift 2
+unset CIRCLEOSD_GATE PWD OLDPWD SHLVL
+exec "$@" </dev/null
+"""
+
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+# sd-exec numbers, systemd.exec(5), and the shell's own 126 and 127
+_FAILURES: dict[int, tuple[Reason, str]] = {
+    126: (Reason.PROGRAM_NOT_EXECUTABLE, "the program could not be executed"),
+    127: (Reason.EXEC_FAILED, "the program or its interpreter was not found"),
+    200: (Reason.CWD_MISSING, "its folder could not be entered"),
+}
+_PASSING = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC)
+
+
+class Gated(msgspec.Struct, frozen=True):
+    """A process at the gate: write a line to `gate` to let it through, close it to undo the spawn."""
+
+    pid: int
+    gate: int
+
+
+def prepare(folder: Path) -> str:
+    """Make the gate's own name for the shell in `folder`; its path."""
+    path = folder / GATE
+    if not path.is_symlink() or os.readlink(path) != "/bin/sh":
+        path.unlink(missing_ok=True)
+        path.symlink_to("/bin/sh")
+    return str(path)
+
+
+def spawn(shell: str, launch: Launch, setpriv: str | None, output: str) -> Gated:
+    """Spawn `launch` behind a gate, its output opened read-write at the path `output`.
+
+    Raises LaunchError: with NO_RESOURCES where trying again later may help.
+    """
+    argv, environment = _command(launch, setpriv)
+    read_end, write_end = os.pipe()
+    try:
+        pid = os.posix_spawn(
+            shell,
+            ["sh", "-c", _SCRIPT, GATE, f"{launch.umask:o}", launch.cwd, *argv],
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, read_end, 0),
+                (os.POSIX_SPAWN_OPEN, 1, output, os.O_RDWR, 0),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+            setsid=True,
+            setsigmask=(),
+            # Python ignores these two, and a child would inherit that
+            setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
+        )
+    except OSError as error:
+        os.close(write_end)
+        raise refusal(error) from None
+    finally:
+        os.close(read_end)
+    return Gated(pid, write_end)
+
+
+def refusal(error: OSError) -> LaunchError:
+    """What a failed system call on the way to a process means for the service."""
+    reason = Reason.NO_RESOURCES if error.errno in _PASSING else Reason.EXEC_FAILED
+    return LaunchError(reason, f"no process could be made: {error.strerror}")
+
+
+def open_gate(gate: int) -> bool:
+    """Let the process through; False where it is gone already. Closes `gate`."""
+    try:
+        os.write(gate, b"\n")
+    except BrokenPipeError:
+        return False
+    finally:
+        os.close(gate)
+    return True
+
+
+def launch_failure(comm: str | None, exit_code: int | None) -> tuple[Reason, str] | None:
+    """Why a process never became its program, or None where it did. `comm` is None where nobody can tell."""
+    if comm is not None and comm not in _STEPS:
+        return None
+    return _FAILURES.get(exit_code or 0)
+
+
+def never_ran(comm: str | None, exit_code: int | None) -> bool:
+    """True when a process ended at the gate because nobody was left to open it."""
+    return exit_code == NEVER_RAN and (comm is None or comm == GATE)
+
+
+def _command(launch: Launch, setpriv: str | None) -> tuple[list[str], dict[str, str]]:
+    argv = list(launch.argv)
+    # dash drops variables whose names are no identifiers: env(1) puts them back
+    odd = {name: value for name, value in launch.env.items() if not _IDENTIFIER.fullmatch(name)}
+    plain = {name: value for name, value in launch.env.items() if name not in odd}
+    if odd:
+        argv = ["/usr/bin/env", *(f"{name}={value}" for name, value in odd.items()), *argv]
+    if launch.uid is not None or launch.gid is not None:
+        argv = [*_switch(launch, setpriv), *argv]
+    return argv, plain
+
+
+def _switch(launch: Launch, setpriv: str | None) -> list[str]:
+    if setpriv is None:
+        raise LaunchError(
+            Reason.NOT_PERMITTED, "user and group need setpriv (util-linux), which is not installed"
+        )
+    words = [setpriv]
+    if launch.uid is not None:
+        words += ["--reuid", str(launch.uid)]
+    if launch.gid is not None:
+        words += ["--regid", str(launch.gid)]
+    groups = ",".join(map(str, launch.groups))
+    return [*words, *(["--groups", groups] if groups else ["--clear-groups"]), "--"]

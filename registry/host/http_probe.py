@@ -1,0 +1,216 @@
+"""One GET of a health check, and what is wrong with its answer.
+
+An answer is right when its status is 2xx and it comes whole, or its first 4 kB do. No redirect is
+followed, no connection is used twice, and nothing of what the service wrote gets into the error:
+journal and terminal are not its to write on. What a hostile service can make us keep is bounded;
+time is the caller's to bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import http
+import ipaddress
+import socket
+import ssl
+import threading
+from concurrent.futures import Future
+from urllib.parse import quote, urlsplit
+
+import httptools
+import msgspec
+
+HEAD_BYTES_MAX = 65_536
+BODY_BYTES_MAX = 4_096
+_READ_BYTES = 4_096
+_PORTS = {"http": 80, "https": 443}  # RFC 9110, section 4.2
+_URL_SAFE = "/%:@!$&'()*+,;=?"  # what RFC 3986, sections 3.3 and 3.4, lets stand in path and query
+
+
+async def get(url: str) -> str | None:
+    """None when `url` answers as it should, else one short clause.
+
+    Raises OSError where no answer can be had (ssl.SSLError and socket.gaierror are of its kind),
+    and ValueError where `url` is not one. Waits as long as the service does.
+    """
+    request = _request(url)
+    reader, writer = await _connect(request)
+    try:
+        writer.write(request.head)
+        return await _fault(reader)
+    finally:
+        writer.transport.abort()  # close() would wait for a TLS peer's goodbye
+
+
+class _Request(msgspec.Struct, frozen=True):
+    """Where to ask and what to say."""
+
+    host: str
+    port: int
+    tls: bool
+    addresses: tuple[str, ...]  # known without asking a resolver; else empty
+    head: bytes
+
+
+@functools.lru_cache(maxsize=4_096)
+def _request(url: str) -> _Request:
+    parts = urlsplit(url)
+    if parts.scheme not in _PORTS or not parts.hostname:
+        raise ValueError("a URL is http://HOST[:PORT]/PATH or https://...")
+    if parts.username is not None:
+        raise ValueError("a URL with a user name is not supported")
+    host = parts.hostname.encode("idna").decode("ascii")
+    port = _PORTS[parts.scheme] if parts.port is None else parts.port
+    name = f"[{host}]" if ":" in host else host
+    place = name if port == _PORTS[parts.scheme] else f"{name}:{port}"
+    asked = quote(parts.path or "/", safe=_URL_SAFE)
+    asked += f"?{quote(parts.query, safe=_URL_SAFE)}" if parts.query else ""
+    return _Request(
+        host=host,
+        port=port,
+        tls=parts.scheme == "https",
+        addresses=_known_addresses(host),
+        head=(
+            f"GET {asked} HTTP/1.1\r\nHost: {place}\r\nUser-Agent: circleosd-health\r\n"
+            "Accept: */*\r\nConnection: close\r\n\r\n"
+        ).encode("ascii"),
+    )
+
+
+def _known_addresses(host: str) -> tuple[str, ...]:
+    if host == "localhost":  # loopback by definition: RFC 6761, section 6.3
+        return ("127.0.0.1", "::1")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return ()
+    return (host,)
+
+
+async def _connect(request: _Request) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    first_error: OSError | None = None
+    for address in request.addresses or await _looked_up(request.host):
+        try:
+            return await asyncio.open_connection(
+                address,
+                request.port,
+                ssl=_tls_context() if request.tls else None,
+                server_hostname=request.host if request.tls else None,
+            )
+        except OSError as error:
+            first_error = first_error or error
+    raise first_error or OSError(f"no address of {request.host}")
+
+
+@functools.cache
+def _tls_context() -> ssl.SSLContext:
+    return ssl.create_default_context()  # some 20 ms: once
+
+
+_lookups: dict[str, Future[tuple[str, ...]]] = {}
+
+
+async def _looked_up(host: str) -> tuple[str, ...]:
+    """The addresses of `host`, from a thread of its own.
+
+    A resolver that hangs would in time hold every thread of the loop's own pool, and with them all
+    other checks and the end of the program. Here a name has one thread, however many ask for it.
+    """
+    lookup = _lookups.get(host)
+    if lookup is None:
+        lookup = Future()
+        lookup.set_running_or_notify_cancel()  # who stops waiting does not cancel it for the others
+        threading.Thread(target=_look_up, args=(host, lookup), daemon=True).start()
+        _lookups[host] = lookup
+        lookup.add_done_callback(lambda _: _lookups.pop(host))
+    return await asyncio.wrap_future(lookup)
+
+
+def _look_up(host: str, lookup: Future[tuple[str, ...]]) -> None:
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        lookup.set_exception(error)
+    else:
+        lookup.set_result(tuple(str(address[0]) for *_, address in found))
+
+
+class _Answer:
+    """What is known of an answer so far: written by the parser, one callback a fact.
+
+    Interim answers (1xx) are passed over; what comes after the end is not looked at.
+    """
+
+    def __init__(self) -> None:
+        self.status = 0  # of the final head, once it is whole
+        self.complete = False
+        self.ends_with_connection = True  # unless a head gives a length
+        self._parser = httptools.HttpResponseParser(self)
+        self._parser.set_dangerous_leniencies(  # RFC 9112, section 2.2: a bare LF may end a line
+            lenient_optional_cr_before_lf=True
+        )
+
+    def feed(self, data: bytes) -> str | None:
+        """Takes the next bytes; a clause when they are no HTTP."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.status, self.complete = http.HTTPStatus.SWITCHING_PROTOCOLS, True
+        except httptools.HttpParserError as error:
+            if not self.complete:
+                return f"not an HTTP answer ({error})"
+        return None
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field that tells where the body ends."""
+        field = name.lower()
+        chunked = field == b"transfer-encoding" and b"chunked" in value.lower()
+        if chunked or field == b"content-length":
+            self.ends_with_connection = False
+
+    def on_headers_complete(self) -> None:
+        """The end of a head."""
+        status = self._parser.get_status_code()
+        if not self.complete and status >= http.HTTPStatus.OK:
+            self.status = status
+
+    def on_message_complete(self) -> None:
+        """The end of a body: of the answer when it is not interim."""
+        self.complete = self.status != 0
+
+
+async def _fault(reader: asyncio.StreamReader) -> str | None:
+    """Reads an answer as far as needed; None when it is right."""
+    answer = _Answer()
+    head_bytes = body_bytes = 0
+    while not answer.complete and body_bytes < BODY_BYTES_MAX:
+        data = await reader.read(_READ_BYTES)
+        if not data:
+            return _fault_at_end(answer) if head_bytes else "closed without an answer"
+        if answer.status:
+            body_bytes += len(data)
+        else:
+            head_bytes += len(data)
+        if fault := answer.feed(data):
+            return fault
+        if not answer.status and head_bytes >= HEAD_BYTES_MAX:
+            return f"head of the answer over {HEAD_BYTES_MAX // 1024} kB"
+    return _status_fault(answer.status)
+
+
+def _fault_at_end(answer: _Answer) -> str | None:
+    """What it means that the connection was closed before the parser saw an end."""
+    if answer.status and (fault := _status_fault(answer.status)):
+        return fault
+    whole = answer.status and answer.ends_with_connection
+    return None if whole else "closed in the middle of the answer"
+
+
+def _status_fault(status: int) -> str | None:
+    if http.HTTPStatus.OK <= status < http.HTTPStatus.MULTIPLE_CHOICES:
+        return None
+    try:
+        return f"{status} {http.HTTPStatus(status).phrase}"
+    except ValueError:
+        return f"status {status}"

@@ -1,0 +1,171 @@
+"""The machine as the registry sees it: processes and checks of services, by their definitions.
+
+Translates and forwards: definitions into launches, trouble into observations.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from hashlib import blake2b
+
+import msgspec
+
+from registry.core.definition import Definition
+from registry.core.duties import StopDuty
+from registry.core.inputs import (
+    GateOpened,
+    Observation,
+    ProcessExited,
+    ProcessFound,
+    ProcessLost,
+    SpawnRefused,
+    SpawnSucceeded,
+)
+from registry.core.service import Service
+from registry.host import adoption, gate, proc
+from registry.host.capabilities import Capabilities
+from registry.host.health import Prober, RunCommand
+from registry.host.launch import Launch, LaunchError, resolve
+from registry.host.process import Process, Runner
+
+
+def phase(service: str) -> float:
+    """A service's place within an interval, in [0, 1): the same in every life of the registry."""
+    return int.from_bytes(blake2b(service.encode(), digest_size=4).digest()) / 2**32
+
+
+class Machine:
+    """Spawns, stops and watches services. `environments` are the values that the configuration sets."""
+
+    def __init__(
+        self,
+        *,
+        runner: Runner,
+        prober: Prober,
+        capabilities: Capabilities,
+        journal_id: str,
+        environments: Mapping[str, Mapping[str, str]],
+        socket_path: str,
+    ) -> None:
+        self._runner = runner
+        self._prober = prober
+        self._capabilities = capabilities
+        self._journal_id = journal_id
+        self._environments = environments
+        self._socket_path = socket_path
+
+    def mark(self, service: str, run: int) -> str:
+        """What CIRCLEOSD_RUN is for a run: by it the run is found again."""
+        return f"{self._journal_id}/{service}/{run}"
+
+    def _launch(self, definition: Definition, run: int) -> Launch:
+        values = self._environments.get(definition.name, {})
+        launch = resolve(definition, values, os.environ)
+        added = {
+            "CIRCLEOSD_SERVICE": definition.name,
+            "CIRCLEOSD_SOCKET": self._socket_path,
+            proc.MARK: self.mark(definition.name, run),
+        }
+        return msgspec.structs.replace(launch, env={**launch.env, **added})
+
+    def spawn(self, definition: Definition, run: int, digest: str) -> Observation:
+        """Put a run behind its gate."""
+        try:
+            launch = self._launch(definition, run)
+            mark = self.mark(definition.name, run)
+            spawned = self._runner.spawn(definition.name, run, mark, launch, definition.logs)
+        except LaunchError as error:
+            return SpawnRefused(run=run, reason=error.reason, message=error.message)
+        return SpawnSucceeded(
+            run=run, pid=spawned.pid, start_time=spawned.start_time, digest=digest
+        )
+
+    def open_gate(self, service: str, run: int) -> bool:
+        """Let a run through; True when that happened now."""
+        return self._runner.open_gate(service, run)
+
+    def stop(self, service: str, run: int, duty: StopDuty) -> None:
+        """Ask a run's group to end."""
+        self._runner.stop(service, run, duty.signal_name, duty.kill_due_ns)
+
+    def release(self, service: str, up_to_run: int | None) -> None:
+        """Let go of runs whose ends are in the journal."""
+        self._runner.release(service, up_to_run)
+
+    def watch(self, definition: Definition, run: int) -> None:
+        """Begin a run's checks."""
+        self._prober.watch(definition.name, run, definition.checks, self._commands(definition, run))
+
+    def _commands(self, definition: Definition, run: int) -> RunCommand:
+        async def run_command(argv: tuple[str, ...], timeout_s: float) -> int:
+            try:
+                launch = self._launch(msgspec.structs.replace(definition, cmd=argv), run)
+                return await self._runner.run_command(launch, timeout_s)
+            except LaunchError as error:
+                raise OSError(error.message) from None
+
+        return run_command
+
+    def became_ready(self, service: str) -> None:
+        """Its checks go on at their intervals."""
+        self._prober.became_ready(service)
+
+    def unwatch(self, service: str, run: int) -> None:
+        """End a run's checks."""
+        self._prober.forget(service, run)
+
+    # --- after the supervisor's own death ---------------------------------------------------------
+
+    def adopt(self, service: Service, pidfd: int | None, *, same_boot: bool) -> list[Observation]:
+        """Take up a run that the journal calls alive, or find out how it ended. Takes over `pidfd`."""
+        pid, run = service.pid, service.run
+        if not same_boot or not self._capabilities.proc:
+            return [] if pid is None else [ProcessLost(run=run)]
+        process = Process(
+            service=service.name,
+            run=run,
+            pid=pid or 0,
+            mark=self.mark(service.name, run),
+            start_time=service.start_time,
+            is_child=False,
+            pidfd=pidfd,
+        )
+        if pid is None:
+            return self._adopt_leftovers(process)
+        if process.pidfd is None and self._capabilities.pidfd:
+            process.pidfd = adoption.pidfd_of(pid, service.start_time)
+        if self._is_alive(process):
+            self._runner.adopt(process)
+            found: list[Observation] = [ProcessFound(run=run, pid=pid)]
+            stat = proc.stat(pid)
+            if stat is not None and stat.comm != gate.GATE:  # else it is about to end at its gate
+                found.append(GateOpened(run=run))
+            return found
+        return [self._end_of(process)]
+
+    def _is_alive(self, process: Process) -> bool:
+        if process.pidfd is not None:
+            return not adoption.has_ended(process.pidfd)
+        stat = proc.stat(process.pid)
+        return stat is not None and stat.is_alive and stat.start_time == process.start_time
+
+    def _end_of(self, process: Process) -> Observation:
+        code = adoption.exit_of_stranger(
+            process.pid, process.start_time, process.pidfd, self._capabilities
+        )
+        empty = self._runner.adopt_leftovers(process)
+        if code is None:
+            return ProcessLost(run=process.run, group_empty=empty)
+        return ProcessExited(
+            run=process.run,
+            exit_code=code if code >= 0 else None,
+            signal=-code if code < 0 else None,
+            group_empty=empty,
+            never_ran=code == gate.NEVER_RAN,
+        )
+
+    def _adopt_leftovers(self, process: Process) -> list[Observation]:
+        """Stopping, its main process gone: the rest is stopped by the duty that follows."""
+        self._runner.adopt_leftovers(process)
+        return []

@@ -1,0 +1,76 @@
+"""The registry's own house: its lock, its key, and what it sets for itself before it begins."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+from pathlib import Path
+
+from registry.host import proc
+
+KEY_BYTES = 32
+
+
+class Held(Exception):
+    """Another registry holds the journal; the text says which."""
+
+
+def lock(journal: Path) -> int:
+    """Hold the lock beside the journal for as long as the descriptor is open. Raises Held, OSError."""
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(journal.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise Held(_holder(journal, holder)) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
+
+
+def _holder(journal: Path, pid: str) -> str:
+    program = proc.program(int(pid)) if pid.isdigit() else None
+    who = f"process {pid}" + (f" ({program})" if program else "")
+    return (
+        f"the journal {journal} is held by {who}: another registry runs on it;"
+        " ask it with circlectl, or name another [journal] path"
+    )
+
+
+def digest_key(folder: Path) -> bytes:
+    """The random key of this registry's digests, made once; only its owner can read it."""
+    path = folder / "digest.key"
+    try:
+        key = path.read_bytes()
+    except FileNotFoundError:
+        key = b""
+    if len(key) == KEY_BYTES:
+        return key
+    key = os.urandom(KEY_BYTES)
+    fresh = path.with_suffix(".new")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(key)
+        os.fsync(descriptor)
+    fresh.rename(path)
+    return key
+
+
+def settle_in() -> None:
+    """Keep files private, leak no descriptor into a service, and allow as many as the machine does."""
+    os.umask(0o077)
+    for name in os.listdir("/dev/fd"):
+        if int(name) > 2:
+            _close_on_exec(int(name))
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _close_on_exec(descriptor: int) -> None:
+    try:
+        os.set_inheritable(descriptor, False)
+    except OSError:
+        return  # the one that listed the folder

@@ -1,0 +1,5 @@
+"""What can be wrong with a journal, in one sentence."""
+
+
+class JournalError(Exception):
+    """A journal cannot be opened, read or trusted; the text says which, why and what to do."""

@@ -1,0 +1,319 @@
+"""Reading a journal file that may be live, a copy, or read-only: opening, pages, verification.
+
+Nothing is changed where the journal lies, no file is made beside it, and never is it opened with
+immutable=1, which leaves the -wal out. Read in pages and hold no cursor between them: a long reader
+would pin the WAL. Whatever SQLite complains of is a JournalError.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from registry.core.events import Moved, Record, RegistryStopped
+from registry.core.lifecycle import is_legal
+from registry.journal.errors import JournalError
+from registry.journal.rows import NO_HASH, Row, chain_hash, to_record
+from registry.journal.schema import APPLICATION_ID, SCHEMA_VERSION, SELECT
+
+PAGE = 1000
+_COPIES_MAX = 5
+_INTEGER_MIN, _INTEGER_MAX = -(2**63), 2**63 - 1
+# https://www.sqlite.org/fileformat2.html: "File format read version", 2 for WAL; and the -wal's header
+_READ_VERSION_OFFSET, _READ_VERSION_WAL = 19, b"\x02"
+_WAL_HEADER_BYTES = 32
+
+
+# --- opening --------------------------------------------------------------------------------------
+
+
+def open_for_reading(path: Path) -> sqlite3.Connection:
+    """A read-only connection to a journal. Raises JournalError in one sentence.
+
+    SQLite makes a -wal and a -shm where they are missing, and leaves them there. So the file itself is
+    read only where both exist, as beside every live journal; else a private copy is.
+    """
+    try:
+        _refuse_other_than_a_file(path)
+        return _open_in_place(path) or _open_copy(path)
+    except sqlite3.Error as error:
+        raise JournalError(f"{path}: it cannot be read as a journal: {error}") from None
+    except OSError as error:
+        raise JournalError(f"{path}: it cannot be read: {error.strerror}") from None
+
+
+def _refuse_other_than_a_file(path: Path) -> None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise JournalError(f"{path}: there is no such file; name a journal") from None
+    if stat.S_ISDIR(found.st_mode):
+        raise JournalError(f"{path}: this is a folder; name a journal, which is a file")
+    if not stat.S_ISREG(found.st_mode):
+        raise JournalError(f"{path}: this is no ordinary file; name a journal")
+    if found.st_size == 0:
+        raise JournalError(f"{path}: this file is empty, so it is not a journal")
+
+
+def _open_in_place(path: Path) -> sqlite3.Connection | None:
+    """None where that would make files beside the journal, or is not possible."""
+    if _is_in_wal_mode(path) and not all(_beside(path, name).exists() for name in ("-wal", "-shm")):
+        return None
+    try:
+        return _connect(path, path)
+    except sqlite3.OperationalError:  # a -shm that may not be used
+        return None
+
+
+def _open_copy(path: Path) -> sqlite3.Connection:
+    """A connection to a copy; once SQLite has it open, the copy needs no name any more."""
+    with tempfile.TemporaryDirectory(prefix="circle-replay-") as folder:
+        copy = Path(folder) / "journal.db"
+        _copy_whole(path, copy)
+        return _connect(copy, path)
+
+
+def _connect(file: Path, path: Path) -> sqlite3.Connection:
+    uri = f"{file.absolute().as_uri()}?mode=ro"
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None)
+    try:
+        check_schema(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _copy_whole(path: Path, copy: Path) -> None:
+    """Copy a journal and its -wal as they were between two checkpoints of whoever writes them."""
+    for _ in range(_COPIES_MAX):
+        before = _generation(path)
+        for suffix in ("", "-wal"):
+            _copy_or_remove(_beside(path, suffix), _beside(copy, suffix))
+        if _generation(path) == before:
+            return
+    raise JournalError(
+        f"{path}: it changes while it is copied;"
+        " read it as a user who may use its -shm, or copy it while it is quiet"
+    )
+
+
+def _copy_or_remove(source: Path, copy: Path) -> None:
+    try:
+        shutil.copyfile(source, copy)
+    except FileNotFoundError:
+        copy.unlink(missing_ok=True)
+
+
+def _generation(path: Path) -> tuple[int, int, bytes]:
+    """What differs after a checkpoint; frames appended to the same -wal do no harm to a copy."""
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size, _bytes(_beside(path, "-wal"), 0, _WAL_HEADER_BYTES)
+
+
+def _is_in_wal_mode(path: Path) -> bool:
+    return _bytes(path, _READ_VERSION_OFFSET, 1) == _READ_VERSION_WAL
+
+
+def _bytes(path: Path, offset: int, count: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return os.pread(file.fileno(), count, offset)
+    except FileNotFoundError:
+        return b""
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def check_schema(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise JournalError unless this is a journal of a version that we know."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    refuse_stranger(path, application=application, version=version)
+
+
+def refuse_stranger(path: Path, *, application: int, version: int) -> None:
+    """Raise JournalError for a file of another program, or of a later version of this one."""
+    if application != APPLICATION_ID:
+        raise JournalError(f"{path}: this SQLite file is not a journal of the Service Registry")
+    if version > SCHEMA_VERSION:
+        raise JournalError(
+            f"{path}: written by a newer version (schema {version}, this one knows {SCHEMA_VERSION});"
+            " use that version, or name another journal"
+        )
+
+
+def doubt(connection: sqlite3.Connection, path: Path) -> str | None:
+    """A sentence where newer events may be missing: the -wal that would hold them is not there.
+
+    A live journal has one, as has one whose registry was killed; after an orderly stop none is needed.
+    """
+    if not _is_in_wal_mode(path) or _bytes(_beside(path, "-wal"), 0, 1):
+        return None
+    rows = _ask(connection, "SELECT type FROM events ORDER BY seq DESC LIMIT 1")
+    if rows == [(RegistryStopped.TYPE,)]:
+        return None
+    name = _beside(path, "-wal").name
+    return f"no {name} beside it: if it was copied without, newer events may be missing"
+
+
+# --- pages ----------------------------------------------------------------------------------------
+
+
+class Selection(NamedTuple):
+    """Which rows: above `after` up to `last`, from `first_ns` to `last_ns` (UTC), of `services` if named."""
+
+    after: int = 0
+    last: int = _INTEGER_MAX
+    first_ns: int = _INTEGER_MIN
+    last_ns: int = _INTEGER_MAX
+    services: tuple[str, ...] = ()
+
+
+EVERYTHING = Selection()
+
+
+def row_pages(
+    connection: sqlite3.Connection, selection: Selection = EVERYTHING, size: int = PAGE
+) -> Iterator[list[Row]]:
+    """The rows of a selection in order, a page of `size` at a time."""
+    after, *bounds, services = selection
+    question = (
+        f"{SELECT} WHERE seq > ? AND seq <= ? AND at_ns BETWEEN ? AND ?{_among(services)}"
+        f" ORDER BY seq LIMIT {size}"
+    )
+    while rows := _ask(connection, question, (after, *bounds, *services), after=after):
+        yield rows
+        after = rows[-1][0]
+
+
+def _among(services: tuple[str, ...]) -> str:
+    """One service is looked up in the index; for several (the +) that would sort all rows for each page."""
+    if len(services) == 1:
+        return " AND service = ?"
+    return f" AND +service IN ({', '.join('?' * len(services))})" if services else ""
+
+
+def pages(
+    connection: sqlite3.Connection, selection: Selection = EVERYTHING
+) -> Iterator[list[Record]]:
+    """The records of a selection in order, a page at a time; what is readable before an error comes first."""
+    for rows in row_pages(connection, selection):
+        records: list[Record] = []
+        try:
+            for row in rows:
+                records.append(to_record(row))  # noqa: PERF401  a comprehension would lose them
+        except JournalError:
+            yield records
+            raise
+        yield records
+
+
+def service_names(connection: sqlite3.Connection) -> list[str]:
+    """Every service that the journal tells of."""
+    question = "SELECT DISTINCT service FROM events WHERE service IS NOT NULL ORDER BY service"
+    return [name for (name,) in _ask(connection, question)]
+
+
+def last_seq(connection: sqlite3.Connection) -> int:
+    """The number of the last event; 0 where there is none."""
+    return _number(_ask(connection, "SELECT max(seq) FROM events"))
+
+
+def last_seq_at(connection: sqlite3.Connection, at_ns: int) -> int:
+    """The number of the last event in sequence that is not later than `at_ns` (UTC); 0 where none is."""
+    question = "SELECT seq FROM events WHERE at_ns <= ? ORDER BY seq DESC LIMIT 1"
+    return _number(_ask(connection, question, (at_ns,)))
+
+
+def _number(rows: list[Row]) -> int:
+    return rows[0][0] or 0 if rows else 0
+
+
+def _ask(
+    connection: sqlite3.Connection, question: str, values: tuple[Any, ...] = (), *, after: int = 0
+) -> list[Row]:
+    try:
+        return connection.execute(question, values).fetchall()
+    except sqlite3.Error as error:
+        where = f"after event {after} " if after > 0 else ""
+        raise JournalError(f"{where}the file cannot be read: {error}") from None
+
+
+# --- verification ---------------------------------------------------------------------------------
+
+
+class Verdict(NamedTuple):
+    """What verification found: events 1 to `seq`, the last with `hash`, are as they were written.
+
+    `trouble` says what is wrong after that, None when nothing is. `head_seq` is the event whose hash was
+    asked for, None when none of these has it.
+    """
+
+    seq: int
+    hash: str
+    trouble: str | None
+    head_seq: int | None = None
+
+
+def verify(connection: sqlite3.Connection, head: str | None = None) -> Verdict:
+    """Check every row: no gap, an unbroken chain of hashes, a readable body, a legal move.
+
+    A cut tail leaves a chain that is whole, as does a rewrite of everything: only a `head`, the hash of
+    some event noted elsewhere, shows them.
+    """
+    seq, previous, head_seq = 0, NO_HASH, None
+    try:
+        for row in _rows(connection):
+            trouble = _trouble(row, seq, previous)
+            if trouble is not None:
+                return Verdict(seq, previous, trouble, head_seq)
+            seq, previous = row[0], row[-1]
+            if previous == head:
+                head_seq = seq
+        trouble = _damage(connection)
+    except JournalError as error:
+        trouble = str(error)
+    return Verdict(seq, previous, trouble, head_seq)
+
+
+def _rows(connection: sqlite3.Connection) -> Iterator[Row]:
+    """Every row; where a page cannot be read, one by one up to the one that cannot."""
+    after = _INTEGER_MIN
+    try:
+        for rows in row_pages(connection, Selection(after)):
+            yield from rows
+            after = rows[-1][0]
+    except JournalError:
+        for rows in row_pages(connection, Selection(after), size=1):
+            yield from rows
+
+
+def _damage(connection: sqlite3.Connection) -> str | None:
+    ((finding,),) = _ask(connection, "PRAGMA integrity_check(1)")
+    return None if finding == "ok" else f"beside the events SQLite finds damage: {finding}"
+
+
+def _trouble(row: Row, seq: int, previous: str) -> str | None:
+    if row[0] < 1:
+        return f"a row has the number {row[0]}, and numbers begin with 1"
+    if row[0] != seq + 1:
+        return f"event {seq + 1} is missing: what comes next is event {row[0]}"
+    if chain_hash(previous, row[:-1]) != row[-1]:
+        return f"event {row[0]} was changed: its hash does not match its row and the one before"
+    try:
+        record = to_record(row)
+    except JournalError as error:
+        return str(error)
+    event = record.event
+    if isinstance(event, Moved) and not is_legal(event.TYPE, event.source, event.dest):
+        return f"event {row[0]}: no rule leads from {event.source} to {event.dest} by {event.TYPE}"
+    return None

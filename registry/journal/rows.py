@@ -1,0 +1,71 @@
+"""Records as rows and back, and the chain of hashes over them.
+
+hash = BLAKE2b-160 of the previous row's hash and every other column of this one, as one JSON array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from registry.core.events import TYPES, Actor, Event, Record
+from registry.journal.errors import JournalError
+
+Row = tuple[Any, ...]
+
+NO_HASH = ""
+_encode = msgspec.json.Encoder().encode
+_decoders: dict[str, msgspec.json.Decoder[Event]] = {
+    name: msgspec.json.Decoder(kind) for name, kind in TYPES.items()
+}
+_decode_actor = msgspec.json.Decoder(Actor).decode
+
+
+def chain_hash(previous: str, columns: Row) -> str:
+    """The hash of a row: over the hash before it and all its other columns."""
+    return blake2b(previous.encode() + b"\n" + _encode(columns), digest_size=20).hexdigest()
+
+
+def to_rows(records: Iterable[Record], previous: str) -> list[Row]:
+    """Rows with their hashes, the first of which follows `previous`."""
+    rows = []
+    for record in records:
+        columns = _columns(record)
+        previous = chain_hash(previous, columns)
+        rows.append((*columns, previous))
+    return rows
+
+
+def _columns(record: Record) -> Row:
+    actor = _encode(record.actor).decode() if record.actor is not None else None
+    return (
+        record.seq,
+        record.at_ns,
+        record.mono_ns,
+        record.decision,
+        record.service,
+        record.run,
+        record.type,
+        record.cause,
+        actor,
+        _encode(record.event).decode(),
+    )
+
+
+def to_record(row: Row) -> Record:
+    """A row as the record that it holds. Raises JournalError where it holds none."""
+    seq, at_ns, mono_ns, decision, service, run, kind, cause, actor, body, _hash = row
+    try:
+        event = _decoders[kind].decode(body)
+        who = _decode_actor(actor) if actor is not None else None
+    except KeyError:
+        raise JournalError(
+            f"event {seq} is of the type '{kind}', which this version does not know;"
+            " read this journal with the version that wrote it"
+        ) from None
+    except msgspec.MsgspecError as error:
+        raise JournalError(f"event {seq} ({kind}) cannot be read: {error}") from None
+    return Record(seq, at_ns, mono_ns, decision, service, run, cause, who, event)

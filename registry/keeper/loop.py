@@ -1,0 +1,378 @@
+"""The keeper's loop: outputs into log files, descriptors kept until a daemon asks for them.
+
+Nothing but bytes and descriptors is kept, and nothing is decided: what a run or a service is, only
+the daemon knows. No trouble with one service reaches another, and none ends the keeper. It ends
+when no daemon is connected, every output has ended and no pidfd is left: then nothing needs it.
+
+An output has ended when no process holds its FIFO open for writing. A FIFO that nobody has opened
+for writing yet looks the same to a read, so the daemon holds it open read-write until after the
+spawn, and nothing is read before the kernel reports it readable or hung up.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+
+from registry.keeper.protocol import (
+    VERSION,
+    Channel,
+    Key,
+    Message,
+    claim,
+    close_all,
+    is_trusted,
+    key_of,
+    peer_uid,
+)
+from registry.logs.files import CHUNK, LockedError, LogFile
+
+FIRST_CLIENT_S = 5.0
+"""How long a new keeper waits for whoever started it."""
+
+LOCK_RETRY_S = 0.05
+"""Between two looks at a log file that a dying keeper still holds; LogFile bounds their number."""
+
+
+class Entry:
+    """What is kept of one run. `is_untold`: its output has ended and no daemon was told yet."""
+
+    __slots__ = ("dropped", "is_untold", "log", "output", "pidfd")
+
+    def __init__(self) -> None:
+        self.output: int | None = None
+        self.pidfd: int | None = None
+        self.log: LogFile | None = None
+        self.dropped = 0
+        self.is_untold = False
+
+    def fds(self) -> list[int]:
+        """The descriptors held, in the order in which they are sent."""
+        return [fd for fd in (self.output, self.pidfd) if fd is not None]
+
+
+class Loop:
+    """The keeper, served on `listener`; `say` writes into its own log."""
+
+    def __init__(
+        self, listener: socket.socket, say: Callable[[str], None], *, splice: bool = True
+    ) -> None:
+        self._say = say
+        self._splice = splice
+        self._listener = listener
+        self._spare = os.open(os.devnull, os.O_RDONLY)
+        self._selector = selectors.DefaultSelector()
+        self._entries: dict[Key, Entry] = {}
+        self._logs: dict[str, LogFile] = {}
+        self._troubles: dict[str, str] = {}
+        self._locked: set[Key] = set()
+        self._locked_due = 0.0
+        self._client: Channel | None = None
+        self._outbox: list[tuple[str, Key | None]] = []
+        self._watched: set[str] = set()
+        self._grown: dict[str, None] = {}
+
+    @property
+    def is_keeping(self) -> bool:
+        """Whether something would be lost if the keeper ended now."""
+        return any(entry.fds() for entry in self._entries.values())
+
+    def run(self) -> None:
+        """Serve until nothing needs it."""
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._turn(FIRST_CLIENT_S)
+        while self._client is not None or self.is_keeping:
+            self._turn(LOCK_RETRY_S if self._locked else None)
+
+    def close(self) -> None:
+        """Give back what it opened itself; what it keeps is for the end of the process to close."""
+        self._selector.close()
+        self._listener.close()
+        os.close(self._spare)
+
+    def _turn(self, timeout_s: float | None) -> None:
+        for ready, _ in self._selector.select(timeout_s):
+            ready.data()
+        if self._locked and time.monotonic() >= self._locked_due:
+            for key in list(self._locked):
+                self._move(key)
+        self._tell()
+
+    # The client
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._say(f"cannot accept a client: {error.strerror}")
+                self._turn_away()
+                return
+            if is_trusted(uid := peer_uid(sock)):
+                self._serve(Channel(sock, self._say))
+            else:
+                self._say(f"refused a client with uid {uid}")
+                sock.close()
+
+    def _turn_away(self) -> None:
+        """Out of descriptors: take the client on the spare one and close it, or it stays readable."""
+        os.close(self._spare)
+        try:
+            self._listener.accept()[0].close()
+        except OSError as error:
+            self._say(f"cannot turn a client away: {error.strerror}")
+        finally:
+            self._spare = os.open(os.devnull, os.O_RDONLY)
+
+    def _serve(self, client: Channel) -> None:
+        if self._client is not None:
+            self._dismiss(self._client)
+        self._client = client
+        self._selector.register(client, selectors.EVENT_READ, partial(self._hear, client))
+
+    def _dismiss(self, client: Channel) -> None:
+        try:
+            client.send({"type": "replaced"})
+        except OSError as error:
+            self._say(f"the replaced client was gone already: {error}")
+        self._lose_client()
+
+    def _lose_client(self) -> None:
+        if self._client is not None:
+            self._selector.unregister(self._client)
+            self._client.close()
+        self._client = None
+        self._outbox.clear()
+        self._watched.clear()
+        self._grown.clear()
+
+    def _hear(self, client: Channel) -> None:
+        if client is not self._client:
+            return
+        try:
+            messages = client.receive()
+        except OSError as error:
+            self._say(f"client gone: {error}")
+            self._lose_client()
+            return
+        for message, fds in messages:
+            self._obey(message, fds)
+
+    def _obey(self, message: Message, fds: list[int]) -> None:
+        key = key_of(message)
+        match message["type"]:
+            case "keep" if key is not None:
+                self._keep(key, message, fds)
+                return
+            case "release" if key is not None:
+                self._release(key)
+            case "watch":
+                # Said to have grown at once: it may have, before this message was read.
+                self._watched.add(service := str(message.get("service")))
+                self._grown[service] = None
+            case "unwatch":
+                self._watched.discard(str(message.get("service")))
+            case "hello":
+                self._greet()
+            case other:
+                self._say(f"ignored a message of type {str(other)[:40]!r}")
+        close_all(fds)
+
+    def _greet(self) -> None:
+        kept: list[tuple[str, Key | None]] = [("kept", key) for key in self._entries]
+        untold = [("output_ended", key) for key, entry in self._entries.items() if entry.is_untold]
+        self._outbox = [("hello", None), *kept, ("kept_all", None), *untold]
+
+    def _tell(self) -> None:
+        client = self._client
+        if client is None:
+            return
+        try:
+            is_sent = self._send_outbox(client) and self._send_grown(client) and client.flush()
+        except OSError as error:
+            self._say(f"client gone: {error}")
+            self._lose_client()
+            return
+        wanted = selectors.EVENT_READ if is_sent else selectors.EVENT_READ | selectors.EVENT_WRITE
+        if self._selector.get_key(client).events != wanted:
+            self._selector.modify(client, wanted, partial(self._hear, client))
+
+    def _send_outbox(self, client: Channel) -> bool:
+        sent = 0
+        for kind, key in self._outbox:
+            message, fds = self._compose(kind, key)
+            if message and not client.send(message, fds):
+                break
+            sent += 1
+            if kind == "output_ended" and key in self._entries:
+                self._entries[key].is_untold = False
+                self._forget_if_done(key)
+        del self._outbox[:sent]
+        return not self._outbox
+
+    def _send_grown(self, client: Channel) -> bool:
+        for service in list(self._grown):
+            if not client.send({"type": "grew", "service": service}):
+                return False
+            del self._grown[service]
+        return True
+
+    def _compose(self, kind: str, key: Key | None) -> tuple[Message, list[int]]:
+        """The message as things are now, as it may have waited for a slow client; or nothing."""
+        if key is None:
+            return {"type": kind, "version": VERSION, "pid": os.getpid()}, []
+        entry = self._entries.get(key)
+        if entry is None:
+            return {}, []
+        message: Message = {"type": kind, "service": key[0], "run": key[1]}
+        if kind == "output_ended":
+            return {**message, "dropped": entry.dropped}, []
+        message["output"] = entry.output is not None
+        message["pidfd"] = entry.pidfd is not None
+        message["log"] = _spec(entry.log)
+        return message, entry.fds()
+
+    # What is kept
+
+    def _keep(self, key: Key, message: Message, fds: list[int]) -> None:
+        output, pidfd = claim(message, fds)
+        entry = self._entries.setdefault(key, Entry())
+        if pidfd is not None:
+            if entry.pidfd is not None:
+                os.close(entry.pidfd)
+            entry.pidfd = pidfd
+        if output is not None:
+            self._close_output(key, entry)
+            os.set_blocking(output, False)
+            entry.log = self._log_for(key, message.get("log"))
+            entry.output = output
+            self._listen_to(key, output)
+        self._forget_if_done(key)
+
+    def _listen_to(self, key: Key, output: int) -> None:
+        try:
+            self._selector.register(output, selectors.EVENT_READ, partial(self._move, key))
+        except (OSError, ValueError) as error:
+            self._say(f"cannot read the output of {key[0]}: {error}")
+            self._end_output(key)
+
+    def _log_for(self, key: Key, spec: object) -> LogFile | None:
+        """The log file asked for, shared by runs that write to one; None: output is thrown away."""
+        if spec is None:
+            return None
+        match spec:
+            case {"path": str(path), "size_max": int(size_max), "files_max": int(files_max)} if (
+                _is_usable(path) and size_max > 0 and files_max > 0
+            ):
+                log = self._logs.get(path)
+                if log is None:
+                    log = self._logs[path] = LogFile(path, size_max, files_max, splice=self._splice)
+                log.size_max, log.files_max = size_max, files_max
+                return log
+        self._say(f"no usable log target for {key[0]}, its output is thrown away: {spec!r:.200}")
+        return None
+
+    def _release(self, key: Key) -> None:
+        entry = self._entries.get(key)
+        if entry is not None and entry.pidfd is not None:
+            os.close(entry.pidfd)
+            entry.pidfd = None
+            self._forget_if_done(key)
+
+    def _forget_if_done(self, key: Key) -> None:
+        entry = self._entries[key]
+        if not entry.fds() and not entry.is_untold:
+            del self._entries[key]
+
+    # Output
+
+    def _move(self, key: Key) -> None:
+        entry = self._entries.get(key)
+        if entry is None or entry.output is None:
+            return
+        try:
+            taken = self._take(entry, entry.output)
+        except BlockingIOError:
+            self._unlock(key, entry.output)
+            return
+        except LockedError:
+            self._wait_for_lock(key, entry.output)
+            return
+        except OSError as error:
+            self._say(f"cannot read the output of {key[0]}: {error.strerror}")
+            taken = 0
+        self._unlock(key, entry.output)
+        if taken == 0:
+            self._end_output(key)
+        elif key[0] in self._watched:
+            self._grown[key[0]] = None
+
+    def _take(self, entry: Entry, output: int) -> int:
+        log = entry.log
+        if log is None:
+            return len(os.read(output, CHUNK))
+        dropped_before = log.dropped
+        try:
+            return log.move(output)
+        finally:
+            entry.dropped += log.dropped - dropped_before
+            self._say_trouble(log)
+
+    def _say_trouble(self, log: LogFile) -> None:
+        if log.trouble != self._troubles.get(log.path, ""):
+            self._say(
+                log.trouble or f"{log.path} can be written again, {log.dropped} bytes were lost"
+            )
+            self._troubles[log.path] = log.trouble
+
+    def _wait_for_lock(self, key: Key, output: int) -> None:
+        self._locked_due = time.monotonic() + LOCK_RETRY_S
+        if key not in self._locked:
+            self._locked.add(key)
+            self._selector.unregister(output)
+
+    def _unlock(self, key: Key, output: int) -> None:
+        if key in self._locked:
+            self._locked.discard(key)
+            self._selector.register(output, selectors.EVENT_READ, partial(self._move, key))
+
+    def _end_output(self, key: Key) -> None:
+        entry = self._entries[key]
+        self._close_output(key, entry)
+        entry.is_untold = True
+        if self._client is not None:
+            self._outbox.append(("output_ended", key))
+
+    def _close_output(self, key: Key, entry: Entry) -> None:
+        if entry.output is None:
+            return
+        if key in self._locked:
+            self._locked.discard(key)
+        elif entry.output in self._selector.get_map():
+            self._selector.unregister(entry.output)
+        os.close(entry.output)
+        log, entry.output, entry.log = entry.log, None, None
+        if log is not None and all(other.log is not log for other in self._entries.values()):
+            log.close()
+            del self._logs[log.path]
+            self._troubles.pop(log.path, None)
+
+
+def _is_usable(path: str) -> bool:
+    try:
+        return os.path.isabs(path) and b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+
+
+def _spec(log: LogFile | None) -> Message | None:
+    if log is None:
+        return None
+    return {"path": log.path, "size_max": log.size_max, "files_max": log.files_max}

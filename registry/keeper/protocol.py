@@ -1,0 +1,191 @@
+"""What daemon and keeper say to each other: one JSON object a line, descriptors beside it.
+
+Every message is sent by one sendmsg together with its descriptors and says how many ("fds"). The
+protocol only grows: unknown messages and unknown keys are ignored. Both sides are of one user:
+the socket's mode is 0600, and the peer's uid, told by the kernel, must be ours or root's.
+
+daemon to keeper: hello {version}, keep {service, run, output, pidfd, log}, release {service, run},
+watch {service}, unwatch {service}.
+keeper to daemon: hello {version, pid}, kept {service, run, output, pidfd, log}, kept_all,
+grew {service}, output_ended {service, run, dropped}, replaced.
+"output" and "pidfd" are true where that descriptor comes along, in this order. "log" is null or
+{path, size_max, files_max}. The keeper answers a hello with its hello, each kept, and kept_all.
+Standard library only: the keeper, which imports this, must stay small.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+from array import array
+from collections.abc import Callable, Iterable
+
+VERSION = 1
+
+LINE_MAX = 1 << 16
+"""Bytes of one message at most."""
+
+FDS_MAX = 32
+"""Descriptors that come with one message at most; version 1 sends two."""
+
+_CLOEXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
+Message = dict[str, object]
+Key = tuple[str, int]
+"""A service's name and the number of its run."""
+
+
+class Channel:
+    """One end of a connection. Never blocks; `say` hears of what was wrong with a message."""
+
+    def __init__(self, sock: socket.socket, say: Callable[[str], None]) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._say = say
+        self._received = b""
+        self._fds: list[int] = []
+        self._unsent = b""
+
+    def fileno(self) -> int:
+        """The socket's descriptor, for whoever waits for it."""
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        """Close the connection and every descriptor that no message claimed."""
+        self._close_unclaimed()
+        self._sock.close()
+
+    def flush(self) -> bool:
+        """Send what is left of the last message; True when nothing is left."""
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[self._sock.send(self._unsent) :]
+        except BlockingIOError:
+            return False
+        return True
+
+    def send(self, message: Message, fds: Iterable[int] = ()) -> bool:
+        """Take `message` for sending; False: not now, offer it again when writable."""
+        if not self.flush():
+            return False
+        passed = list(fds)
+        line = json.dumps({**message, "fds": len(passed)}).encode() + b"\n"
+        try:
+            sent = socket.send_fds(self._sock, [line], passed) if passed else self._sock.send(line)
+        except BlockingIOError:
+            return False
+        self._unsent = line[sent:]
+        return True
+
+    def receive(self) -> list[tuple[Message, list[int]]]:
+        """The messages that have arrived whole; their descriptors are the caller's to close.
+
+        Raises ConnectionError when the connection is over or can no longer be understood.
+        """
+        try:
+            # Not socket.recv_fds: before Python 3.12 it drops the flags, and with them CLOEXEC.
+            space = socket.CMSG_SPACE(FDS_MAX * array("i").itemsize)
+            data, ancillary, flags, _ = self._sock.recvmsg(LINE_MAX, space, _CLOEXEC)
+        except BlockingIOError:
+            return []
+        self._fds += _descriptors(ancillary)
+        if flags & socket.MSG_CTRUNC:
+            raise ConnectionError("descriptors were lost on the way: too many open files")
+        if not data:
+            raise ConnectionError("the other side closed the connection")
+        return self._split(data)
+
+    def _split(self, data: bytes) -> list[tuple[Message, list[int]]]:
+        *lines, self._received = (self._received + data).split(b"\n")
+        if len(self._received) > LINE_MAX:
+            raise ConnectionError(f"a message is longer than {LINE_MAX} bytes")
+        messages = [parsed for line in lines if (parsed := self._parse(line)) is not None]
+        if not self._received:
+            self._close_unclaimed()
+        return messages
+
+    def _parse(self, line: bytes) -> tuple[Message, list[int]] | None:
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            message = None
+        if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+            self._say(f"ignored what is no message: {line[:80]!r}")
+            return None
+        count = message.get("fds")
+        if not isinstance(count, int) or not 0 <= count <= len(self._fds):
+            self._say(f"ignored a message without its descriptors: {line[:80]!r}")
+            return None
+        fds, self._fds = self._fds[:count], self._fds[count:]
+        return message, fds
+
+    def _close_unclaimed(self) -> None:
+        close_all(self._fds)
+        self._fds = []
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    fds = array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    if not _CLOEXEC:
+        for fd in fds:
+            os.set_inheritable(fd, False)
+    return list(fds)
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Close every one of `fds`."""
+    for fd in fds:
+        os.close(fd)
+
+
+def key_of(message: Message) -> Key | None:
+    """The run that `message` is about; None where it does not name one."""
+    service, run = message.get("service"), message.get("run")
+    if not isinstance(service, str) or not isinstance(run, int):
+        return None
+    return service, run
+
+
+def claim(message: Message, fds: list[int]) -> tuple[int | None, int | None]:
+    """The output and the pidfd out of what came with `message`; every other is closed."""
+    rest = list(fds)
+    output = rest.pop(0) if message.get("output") is True and rest else None
+    pidfd = rest.pop(0) if message.get("pidfd") is True and rest else None
+    close_all(rest)
+    return output, pidfd
+
+
+def listen(path: str) -> socket.socket:
+    """A listening socket at `path`, mode 0600, in place of whatever is there."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # Bound under another name first, so that nobody sees it at `path` before its mode is set.
+        fresh = f"{path}~"
+        if os.path.lexists(fresh):
+            os.unlink(fresh)
+        listener.bind(fresh)
+        os.chmod(fresh, 0o600)
+        listener.listen(8)
+        os.rename(fresh, path)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def is_trusted(uid: int) -> bool:
+    """Whether a peer of this uid may speak to us: ourselves and root."""
+    return uid in (0, os.geteuid())
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """The uid at the other end; where the kernel cannot tell, the socket's mode is the only guard."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return os.geteuid()
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
+    return int(struct.unpack("iII", credentials)[1])

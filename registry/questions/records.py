@@ -1,0 +1,129 @@
+"""The one service record and the one event record that socket, circlectl and replay all show.
+
+Keys are always present; what there is nothing to say of is null. Times are RFC 3339, UTC.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from registry.core.events import Actor, Moved, Record
+from registry.core.service import LastExit, Service
+
+_NS = 1_000_000_000
+
+
+class ServiceRecord(msgspec.Struct, frozen=True):
+    """One service as every list shows it."""
+
+    name: str
+    status: str
+    since: str | None
+    reason: str
+    wanted: str
+    pid: int | None
+    run: int | None
+    health: str | None
+    restarts: int
+    waiting_for: str | None
+    next_restart_at: str | None
+
+
+class EventRecord(msgspec.Struct, frozen=True):
+    """One event as `events` and replay show it; `data` is what its type adds."""
+
+    seq: int
+    at: str
+    service: str | None
+    run: int | None
+    type: str
+    source: str | None
+    dest: str | None
+    reason: str | None
+    cause: int | None
+    decision: int
+    actor: Actor | None
+    data: dict[str, Any]
+
+
+def rfc3339(at_ns: int) -> str:
+    """A time in UTC to the microsecond, as in 2026-01-02T03:04:05.678901Z."""
+    seconds, rest_ns = divmod(at_ns, _NS)
+    moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest_ns // 1000)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def health(service: Service) -> str | None:
+    """`healthy`, `unhealthy` or `unknown`; null where no check is declared."""
+    checks = service.definition.checks
+    if not checks:
+        return None
+    if service.pid is None:
+        return "unknown"
+    results = [check_health(service, check.name) for check in checks]
+    if "unhealthy" in results:
+        return "unhealthy"
+    return "unknown" if "unknown" in results else "healthy"
+
+
+def check_health(service: Service, check: str) -> str:
+    """`healthy` or `unhealthy` once a threshold was reached, else `unknown`."""
+    state = service.checks.get(check)
+    if state is None or state.healthy is None:
+        return "unknown"
+    return "healthy" if state.healthy else "unhealthy"
+
+
+def service_record(service: Service) -> ServiceRecord:
+    """The record of a service as of the projection that it is from."""
+    at_ns = service.restart_at_ns
+    return ServiceRecord(
+        name=service.name,
+        status=service.state.value,
+        since=rfc3339(service.since_ns) if service.since_ns else None,
+        reason=service.reason.value,
+        wanted="up" if service.wanted else "down",
+        pid=service.pid,
+        run=service.run or None,
+        health=health(service),
+        restarts=service.restarts,
+        waiting_for=None,
+        next_restart_at=rfc3339(at_ns) if at_ns is not None else None,
+    )
+
+
+def event_record(record: Record) -> EventRecord:
+    """The record of an event."""
+    event = record.event
+    data = msgspec.to_builtins(event)
+    moved = isinstance(event, Moved)
+    return EventRecord(
+        seq=record.seq,
+        at=rfc3339(record.at_ns),
+        service=record.service,
+        run=record.run,
+        type=record.type,
+        source=data.pop("source") if moved else None,
+        dest=data.pop("dest") if moved else None,
+        reason=data.pop("reason") if moved else None,
+        cause=record.cause,
+        decision=record.decision,
+        actor=record.actor,
+        data=data,
+    )
+
+
+def last_exit(exit_: LastExit | None) -> dict[str, Any] | None:
+    """How the latest run ended, or null."""
+    if exit_ is None:
+        return None
+    return {
+        "run": exit_.run,
+        "at": rfc3339(exit_.at_ns),
+        "exit_code": exit_.exit_code,
+        "signal": exit_.signal,
+        "reason": exit_.reason.value,
+    }

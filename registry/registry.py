@@ -1,0 +1,404 @@
+"""The one writer: takes what arrives, decides, commits, then performs what the new state asks for.
+
+Law 1: nothing is done before its cause is committed; a spawn behind its gate is not yet done. Law 2: what
+is answered comes from the committed projection, never from the live machines. Law 3: one decision, one
+transaction. It is handed journal, host and clock, and imports none of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
+from typing import Any, Protocol
+
+import msgspec
+
+from registry.core import checks
+from registry.core import events as ev
+from registry.core import inputs as inp
+from registry.core.definition import Definition
+from registry.core.duties import Duties, StopDuty, Timer, duties
+from registry.core.lifecycle import Reason, State
+from registry.core.projection import Projection
+from registry.core.service import HAS_RUN, Place, Service, decide
+
+BATCH_MAX = 64
+"""Inputs decided before one commit: more would keep the first of them waiting."""
+RECENT_MAX = 4096
+"""Committed records kept in memory, so that those who follow need not read the file."""
+RETRY_S = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class Journal(Protocol):
+    """What the registry needs of the journal."""
+
+    async def append(self, records: Sequence[ev.Record]) -> None:
+        """Commit records as one transaction, or raise."""
+
+
+class TimerHandle(Protocol):
+    """A timer that can be called off."""
+
+    def cancel(self) -> None:
+        """It will not fire any more."""
+
+
+class Clock(Protocol):
+    """What the registry needs of the clock."""
+
+    def now(self) -> ev.Now:
+        """Both clocks at once."""
+
+    def call_at(self, due_ns: int, callback: Callable[[], None]) -> TimerHandle:
+        """Call once CLOCK_BOOTTIME has reached `due_ns`."""
+
+
+class Host(Protocol):
+    """What the registry needs of the machine. Every call may be repeated without harm."""
+
+    def spawn(self, definition: Definition, run: int, digest: str) -> inp.Observation:
+        """Put a process behind its gate: SpawnSucceeded or SpawnRefused."""
+
+    def open_gate(self, service: str, run: int) -> bool:
+        """Let it through; True when that happened now."""
+
+    def stop(self, service: str, run: int, duty: StopDuty) -> None:
+        """Ask its group to end."""
+
+    def release(self, service: str, up_to_run: int | None) -> None:
+        """The ends of its runs up to this one are committed; None is all of them."""
+
+    def watch(self, definition: Definition, run: int) -> None:
+        """Begin its checks."""
+
+    def became_ready(self, service: str) -> None:
+        """Its checks go on at their intervals."""
+
+    def unwatch(self, service: str, run: int) -> None:
+        """End its checks."""
+
+
+class NotCommitted(Exception):
+    """A command may or may not be in the journal; the text says why."""
+
+
+class ShuttingDown(Exception):
+    """The registry takes no more commands."""
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """A durable command: the event that it led to, or the service's latest where it changed nothing."""
+
+    service: str
+    seq: int
+    status: State
+    already: bool
+
+
+class _Item(msgspec.Struct, frozen=True):
+    """One input on its way to the writer."""
+
+    service: str
+    given: inp.Input
+    answer: asyncio.Future[Accepted] | None = None
+
+
+class Registry:
+    """The services of one journal. `run()` is the writer; everything else only hands it inputs."""
+
+    def __init__(self, projection: Projection, journal: Journal, host: Host, clock: Clock) -> None:
+        self.committed = projection
+        self.degraded_since_ns: int | None = None
+        self.closing = False
+        self.tallies: dict[tuple[str, str], checks.Tally] = {}
+        self.recent: deque[ev.Record] = deque(maxlen=RECENT_MAX)
+        self._live = Projection(
+            seq=projection.seq,
+            journal_id=projection.journal_id,
+            services={name: _clone(service) for name, service in projection.services.items()},
+        )
+        self._journal = journal
+        self._host = host
+        self._clock = clock
+        self._inbox: deque[_Item] = deque()
+        self._arrived = asyncio.Event()
+        self._finished = False
+        self._commit_seen: asyncio.Future[None] | None = None
+        self._timers: dict[str, tuple[Timer, TimerHandle]] = {}
+        self._watched: dict[str, int] = {}
+        self._released: dict[str, int] = {}
+
+    # --- what arrives -----------------------------------------------------------------------------
+
+    def observe(self, service: str, given: inp.Observation) -> None:
+        """Hand in something seen."""
+        self._put(_Item(service, given))
+
+    def declare(self, service: str, given: inp.Command) -> None:
+        """Hand in a command whose answer nobody waits for."""
+        self._put(_Item(service, given))
+
+    async def command(self, service: str, given: inp.Command) -> Accepted:
+        """Ask for something; returns when it is durable. Raises ShuttingDown or NotCommitted."""
+        if self.closing:
+            raise ShuttingDown("the registry is shutting down")
+        answer: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+        self._put(_Item(service, given, answer))
+        return await answer
+
+    def probed(
+        self, service: str, run: int, check: str, *, ok: bool, error: str | None, latency_ns: int
+    ) -> None:
+        """Hand in one result of a check."""
+        if self._watched.get(service) != run:
+            return
+        key = (service, check)
+        self.tallies[key], given = checks.count(
+            self.tallies.get(key),
+            run=run,
+            check=check,
+            ok=ok,
+            error=error,
+            latency_ns=latency_ns,
+            at_ns=self._clock.now().at_ns,
+        )
+        self._put(_Item(service, given))
+
+    def _put(self, item: _Item) -> None:
+        self._inbox.append(item)
+        self._arrived.set()
+
+    # --- the writer -------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Decide, commit, perform: until `finish`. Not to be cancelled: a commit may be under way."""
+        while not self._finished:
+            await self._arrived.wait()
+            self._arrived.clear()
+            await self.drain()
+
+    def finish(self) -> None:
+        """Let `run()` return once it has worked off what has arrived."""
+        self._finished = True
+        self._arrived.set()
+
+    async def drain(self) -> None:
+        """Work off what has arrived. Only while `run()` is not under way."""
+        while self._inbox:
+            batch = [self._inbox.popleft() for _ in range(min(BATCH_MAX, len(self._inbox)))]
+            await self._settle_batch(batch)
+
+    async def write(self, *events: ev.Event) -> None:
+        """Commit facts about the registry itself. Only while `run()` is not under way."""
+        records: list[ev.Record] = []
+        for event in events:
+            records.append(self._record(event, self._live.seq + 1 + len(records)))
+        self._live.fold(records)
+        await self._commit(records, [])
+
+    def _record(self, event: ev.Event, seq: int) -> ev.Record:
+        now = self._clock.now()
+        return ev.Record(seq, now.at_ns, now.mono_ns, seq, None, None, None, None, event)
+
+    async def _settle_batch(self, batch: list[_Item]) -> None:
+        records: list[ev.Record] = []
+        answers: list[tuple[asyncio.Future[Accepted], Accepted]] = []
+        for item in batch:
+            decided = self._decide(item)
+            records += decided
+            if item.answer is not None:
+                answers.append((item.answer, self._accepted(item.service, decided)))
+        if records:
+            await self._commit(records, [future for future, _accepted in answers])
+        for name in dict.fromkeys(item.service for item in batch):
+            self._perform(name)
+        for future, accepted in answers:
+            if not future.done():
+                future.set_result(accepted)
+
+    def _decide(self, item: _Item) -> list[ev.Record]:
+        """One decision: what the input leads to, and the process that it asks for, behind its gate."""
+        service = self._live.services.get(item.service)
+        if service is None:
+            if not isinstance(item.given, inp.Define):
+                return []
+            service = Service(definition=item.given.definition)
+            self._live.services[item.service] = service
+        records = decide(service, item.given, self._place(None))
+        self._advance(records)
+        decision = records[0].decision if records else None
+        while (run := duties(service).spawn) is not None:
+            spawned = self._host.spawn(service.definition, run, service.digest)
+            followed = decide(service, spawned, self._place(decision))
+            self._advance(followed)
+            records += followed
+        if records and isinstance(records[-1].event, ev.Removed):
+            del self._live.services[item.service]
+        return records
+
+    def _advance(self, records: list[ev.Record]) -> None:
+        if records:
+            self._live.seq = records[-1].seq
+
+    def _place(self, decision: int | None) -> Place:
+        return Place(self._clock.now(), self._live.seq + 1, self._live.journal_id, decision)
+
+    def _accepted(self, name: str, decided: list[ev.Record]) -> Accepted:
+        service = self._live.services.get(name)
+        if service is None:
+            return Accepted(name, decided[-1].seq if decided else 0, State.STOPPED, not decided)
+        seq = decided[0].seq if decided else service.cause or 0
+        return Accepted(name, seq, service.state, not decided)
+
+    async def _commit(
+        self, records: list[ev.Record], waiting: Iterable[asyncio.Future[Accepted]]
+    ) -> None:
+        """Append until it succeeds, in the same order with the same numbers; then fold and tell."""
+        while True:
+            try:
+                await self._journal.append(records)
+                break
+            except Exception as error:
+                self._degrade(error, waiting)
+                await asyncio.sleep(RETRY_S)
+        if self.degraded_since_ns is not None:
+            _log.warning("The journal can be written again")
+            self.degraded_since_ns = None
+        self.committed.fold(records)
+        self.recent.extend(records)
+        if self._commit_seen is not None:
+            self._commit_seen.set_result(None)
+            self._commit_seen = None
+
+    def _degrade(self, error: Exception, waiting: Iterable[asyncio.Future[Accepted]]) -> None:
+        if self.degraded_since_ns is None:
+            self.degraded_since_ns = self._clock.now().at_ns
+            _log.error("%s; retrying, commands are refused meanwhile", error)
+        for future in waiting:
+            if not future.done():
+                future.set_exception(NotCommitted(str(error)))
+
+    # --- duties -----------------------------------------------------------------------------------
+
+    def _perform(self, name: str) -> None:
+        """Bring what is under way for a service in line with its (by now committed) state."""
+        service = self._live.services.get(name)
+        duty = duties(service) if service is not None else Duties()
+        self._set_timer(name, duty.timer)
+        self._set_checks(name, service, watched=duty.checks)
+        if service is None:
+            self._release_ended(name, None)
+            return
+        if duty.gate is not None and self._host.open_gate(name, duty.gate):
+            self.observe(name, inp.GateOpened(run=duty.gate))
+        if duty.stop is not None:
+            self._host.stop(name, service.run, duty.stop)
+        self._release_ended(name, service)
+
+    def _set_timer(self, name: str, timer: Timer | None) -> None:
+        present = self._timers.get(name)
+        if (present[0] if present else None) == timer:
+            return
+        if present:
+            present[1].cancel()
+            del self._timers[name]
+        if timer is not None:
+            handle = self._clock.call_at(timer.due_ns, lambda: self._timer_due(name, timer))
+            self._timers[name] = (timer, handle)
+
+    def _timer_due(self, name: str, timer: Timer) -> None:
+        self._timers.pop(name, None)
+        self.observe(name, timer.due)
+
+    def _set_checks(self, name: str, service: Service | None, *, watched: bool) -> None:
+        run = service.run if service is not None and watched else None
+        present = self._watched.get(name)
+        if present is not None and present != run:
+            self._host.unwatch(name, present)
+            del self._watched[name]
+        if run is None or service is None or not service.definition.checks:
+            return
+        if present != run:
+            self._forget_tallies(name)
+            self._watched[name] = run
+            self._host.watch(service.definition, run)
+        if service.state is State.RUNNING:
+            self._host.became_ready(name)
+
+    def _forget_tallies(self, name: str) -> None:
+        for key in [key for key in self.tallies if key[0] == name]:
+            del self.tallies[key]
+
+    def _release_ended(self, name: str, service: Service | None) -> None:
+        """Let go of the runs of which nothing is left: those before the present, and that one when it ended."""
+        if service is None:
+            self._released.pop(name, None)
+            self._host.release(name, None)
+            return
+        under_way = service.pid is not None or service.state is State.STOPPING
+        over = service.run - under_way
+        if over > self._released.get(name, 0):
+            self._released[name] = over
+            self._host.release(name, over)
+
+    def perform_all(self) -> None:
+        """Perform the duties of every service: after recovery."""
+        for name in list(self._live.services):
+            self._perform(name)
+
+    # --- for those who wait -----------------------------------------------------------------------
+
+    async def next_commit(self) -> None:
+        """Wait for the next commit."""
+        if self._commit_seen is None:
+            self._commit_seen = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._commit_seen)
+
+    async def until(self, is_so: Callable[[], Any]) -> None:
+        """Wait until something holds of the committed projection."""
+        while not is_so():
+            await self.next_commit()
+
+    def recent_since(self, seq: int) -> list[ev.Record] | None:
+        """Committed records above `seq`, or None where they are no longer in memory."""
+        if seq >= self.committed.seq:
+            return []
+        if not self.recent or self.recent[0].seq > seq + 1:
+            return None
+        first = seq + 1 - self.recent[0].seq
+        return [self.recent[index] for index in range(first, len(self.recent))]
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    async def stop_all(self) -> None:
+        """Refuse further commands, stop every service, and wait until nothing of them is left."""
+        self.closing = True
+        for name, service in list(self._live.services.items()):
+            if service.wanted or service.state in HAS_RUN:
+                self.declare(name, inp.Stop(reason=Reason.SHUTDOWN))
+        await self.until(self._is_all_down)
+
+    def _is_all_down(self) -> bool:
+        services = self.committed.services.values()
+        return all(service.state not in HAS_RUN and not service.wanted for service in services)
+
+    def close(self) -> None:
+        """Call off every timer and check; nothing is done any more."""
+        self.closing = True
+        for _timer, handle in self._timers.values():
+            handle.cancel()
+        self._timers.clear()
+        for name, run in self._watched.items():
+            self._host.unwatch(name, run)
+        self._watched.clear()
+
+
+def _clone(service: Service) -> Service:
+    clone = copy(service)
+    clone.checks = {name: copy(state) for name, state in service.checks.items()}
+    return clone

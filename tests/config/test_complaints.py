@@ -1,0 +1,221 @@
+"""What is refused, in which words, and on which line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from registry.config import Complaint, ConfigError, default_path, load
+from registry.config.file import SYSTEM_FILE
+
+Refused = Callable[[str], list[str]]
+
+SERVICE = '[[service]]\nname = "web"\ncmd = ["web"]\n'
+
+
+def test_a_complaint_names_file_line_service_key_and_remedy():
+    message = "unknown key 'restrat', did you mean 'restart'?"
+    complaint = Complaint("etc/services.toml", 12, "web", "restrat", message)
+    assert str(complaint) == f"etc/services.toml:12: service 'web': {message}"
+
+
+def test_everything_wrong_is_said_at_once_in_the_order_of_the_file(refused: Refused):
+    text = """\
+[registry]
+socet = "x"
+socket_mode = 600
+
+[defaults]
+env = { A = "1", B = 2 }
+restart = { limits = 1 }
+
+[[service]]
+name = "web"
+cmd = "python3 -m 'http server'"
+restrat = "Always"
+health_check = [
+  "htp://x",
+  { target = "heartbeat:",
+    intervall = 1 },
+]
+
+[[service]]
+umask = 22
+[service.stop]
+signal = "TREM"
+
+[[servce]]
+"""
+    words = '["python3", "-m", "http server"]'
+    assert refused(text) == [
+        "2: unknown key 'registry.socet', did you mean 'socket'?",
+        '3: registry.socket_mode: found the number 600, want octal digits as a string, such as "0600"',
+        '6: defaults.env.B: found the number 2, want a string: write "2"',
+        "7: unknown key 'defaults.restart.limits', did you mean 'limit'?",
+        f"11: service 'web': cmd: found a string, want a list of strings: {words}",
+        "12: service 'web': unknown key 'restrat', did you mean 'restart'?",
+        "14: service 'web': health_check: found the string \"htp://x\", unknown scheme, "
+        "did you mean 'http:'?",
+        "16: service 'web': unknown key 'health_check.intervall', did you mean 'interval'?",
+        "19: service '#2': name is missing; add name = \"...\"",
+        '19: service \'#2\': cmd is missing; add cmd = ["program", "argument"]',
+        "20: service '#2': umask: found the number 22, want octal digits as a string, "
+        'such as "022"',
+        "22: service '#2': stop.signal: found the string \"TREM\", no signal here, "
+        "did you mean 'SIGTERM'?",
+        "24: unknown key 'servce', did you mean 'service'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "words"),
+    [
+        ("restart = 5", "restart", "found the number 5, want one of Always, OnFailure, Never"),
+        ('restart = "always"', "restart", "did you mean 'Always'?"),
+        ('restart = "sometimes"', "restart", "known here: Always, OnFailure, Never"),
+        ("restart = { limit = 3 }", "restart.limit", "needs within, too"),
+        ('restart = { within = "1m" }', "restart.within", "needs limit, too"),
+        ('restart = { policy="Never", limit=1, within=1 }', "restart.limit", "has no effect"),
+        ('restart = { limit = 0, within = "1m" }', "restart.limit", "whole number from 1"),
+        ("restart = { delay = 9, delay_max = 8 }", "restart.delay", "longer than delay_max"),
+        ('restart = { delay = "-1s" }', "restart.delay", "want a duration"),
+        ("restart = { delay = -1 }", "restart.delay", "found the number -1, want a duration"),
+        ("restart = { delay = inf }", "restart.delay", "want a duration"),
+        ("restart = { delay = nan }", "restart.delay", "want a duration"),
+        ("restart = { delay = 1e300 }", "restart.delay", "a number out of range"),
+        ("restart = { delay = true }", "restart.delay", "found true, want a duration"),
+        ('restart = { delay = "5 s" }', "restart.delay", "want a duration"),
+        ("restart = []", "restart", "found a list, want one of"),
+        ('stop = { signal = "SIGTRM" }', "stop.signal", "did you mean 'SIGTERM'?"),
+        ("stop = { signal = 15 }", "stop.signal", "found the number 15, want the name of a signal"),
+        ("start_timeout = 0", "start_timeout", "above zero"),
+        ("autostart = 'yes'", "autostart", 'found the string "yes", want true or false'),
+        ("cwd = ''", "cwd", "is empty"),
+        ("cwd = 1979-05-27", "cwd", "found a date or time, want a string"),
+        ('cwd = "a\\u0000b"', "cwd", "NUL"),
+        ("user = true", "user", "found true, want a name or a number"),
+        ("user = -1", "user", "want a whole number from 0"),
+        ('umask = "099"', "umask", "octal digits"),
+        ("env = 'A=1'", "env", 'found the string "A=1", want a table'),
+        ("env = { PORT = 8080 }", "env.PORT", 'found the number 8080, want a string: write "8080"'),
+        ("env = { ON = true }", "env.ON", "found true, want a string"),
+        ('env = { "A=B" = "" }', 'env."A=B"', "holds no '='"),
+        ("success_exit_codes = 3", "success_exit_codes", "want a list"),
+        ("success_exit_codes = [256]", "success_exit_codes", "from 0 to 255"),
+        ("success_exit_codes = ['HUPP']", "success_exit_codes", "did you mean 'SIGHUP'?"),
+        ("logs = 'no'", "logs", "want true, false or a table"),
+        ("logs = { files_max = 0 }", "logs.files_max", "from 1 to"),
+        ("logs = { size_max = '1KB' }", "logs.size_max", "at least 4096 bytes"),
+        ("logs = { size_max = '10 mb' }", "logs.size_max", "want a size such as"),
+        ("health_check = 'http:///x'", "health_check", "want a host"),
+        ("health_check = 'http://h:99999/'", "health_check", "Port out of range"),
+        ("health_check = 'http://h/a b'", "health_check", "visible ASCII"),
+        ("health_check = 'unix:'", "health_check", "a path behind the colon"),
+        (f"health_check = 'unix:/{'x' * 107}'", "health_check", "at most 107 bytes"),
+        ("health_check = 'heartbeat:x'", "health_check", "nothing behind it"),
+        ("health_check = 'heartbeat'", "health_check", "did you mean 'heartbeat:'?"),
+        ("health_check = 'cmd:'", "health_check", "names no program"),
+        ('health_check = "cmd:\'"', "health_check", "cannot be split into words"),
+        ("health_check = 'xyz:'", "health_check", "known here: unix:, http:, https:, cmd:"),
+        ("health_check = 5", "health_check", "found the number 5, want a target"),
+        ("health_check = {}", "health_check.target", "is missing"),
+        ("health_check = { target = 'cmd:x', failures = 0 }", "health_check.failures", "from 1"),
+        (
+            "health_check = { target = 'cmd:x', interval = 0 }",
+            "health_check.interval",
+            "above zero",
+        ),
+        (
+            "health_check = [{name='a', target='cmd:x'}, {name='a', target='cmd:y'}]",
+            "health_check.name",
+            "another check of this service has this name",
+        ),
+        ("instances = 2", "instances", "unknown key"),
+    ],
+)
+def test_a_service_is_refused_with_a_remedy(refused: Refused, keys: str, key: str, words: str):
+    (complaint,) = refused(SERVICE + keys)
+    _, service, rest = complaint.split(": ", 2)
+    assert service == "service 'web'"
+    assert key in rest
+    assert words in rest
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[[service]]\nname = "all"\ncmd = ["x"]', "2: service 'all': name: 'all' means all"),
+        ('[[service]]\nname = "-x"\ncmd = ["x"]', "2: service '#1': name: found the string"),
+        (f'[[service]]\nname = "{"x" * 65}"\ncmd = ["x"]', "2: service '#1': name: found a long"),
+        ('[[service]]\nname = "a"\ncmd = []', "3: service 'a': cmd: names no program"),
+        ('[[service]]\nname = "a"\ncmd = ["x", 1]', "3: service 'a': cmd: found the number 1"),
+        (SERVICE + SERVICE, "5: service 'web': name: service number 1 of this file has this name"),
+        ("[service]\nname = 'a'", "1: found a table; write [[service]]"),
+        ("service = [5]", "1: service '#1': found the number 5, want a table"),
+        ("defaults = 5", "1: defaults: found the number 5, want a table"),
+        ("[defaults]\nname = 'x'", "2: unknown key 'defaults.name'"),
+        ("[journal]\ndurability = 'ful'", '2: journal.durability: found the string "ful", did you'),
+        (
+            f"[registry]\nsocket = '/{'x' * 107}'",
+            "2: registry.socket: a socket's path has at most 107",
+        ),
+        ('[a."b\\n"]', "1: unknown key 'a'; known here: registry, journal, defaults, service"),
+        ("x = [\n", "not valid TOML: "),
+        ("a = 1\nb = = 2\n", "2: not valid TOML: Invalid value (column 5)"),
+        ("a = " + "[" * 5000, "not valid TOML: "),
+        ("a = " + "9" * 5000, "not valid TOML: "),
+        ("a = 0x" + "f" * 5000, "1: unknown key 'a'"),
+        ("[registry]\nsocket_group = 0x" + "f" * 5000, "found a number out of range"),
+    ],
+)
+def test_a_file_is_refused_with_a_remedy(refused: Refused, text: str, words: str):
+    (complaint,) = refused(text)
+    assert words in complaint
+
+
+def test_what_is_wrong_among_the_defaults_is_said_once(refused: Refused):
+    services = "".join(f'[[service]]\nname = "s{n}"\ncmd = ["x"]\n' for n in range(3))
+    text = "[defaults]\nrestart = { limit = 1 }\nhealth_check = { interval = 0 }\n" + services
+    assert [line.split(":")[0:2] for line in refused(text)] == [
+        ["2", " defaults.restart.limit"],
+        ["3", " defaults.health_check.interval"],
+    ]
+
+
+def test_the_value_of_a_variable_is_in_no_complaint(refused: Refused):
+    assert "s3cr3t" not in "".join(
+        refused(SERVICE + 'env = { A = "s3cr3t\\u0000", B = ["s3cr3t"] }')
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("missing.toml", None, "missing.toml: cannot be read: No such file or directory"),
+        ("etc", None, "etc: cannot be read: Is a directory"),
+        ("bytes.toml", b"# fine\n# \xff\n", "bytes.toml:2: byte 0xff is not UTF-8"),
+    ],
+)
+def test_a_file_that_cannot_be_read_gets_one_sentence(
+    root: Path, name: str, content: bytes | None, words: str
+):
+    if content is not None:
+        Path(name).write_bytes(content)
+    with pytest.raises(ConfigError) as info:
+        load(Path(name))
+    assert str(info.value).startswith(words)
+
+
+def test_the_file_is_looked_for_here_and_then_in_the_system(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("registry.config.file.SYSTEM_FILE", Path("system.toml"))
+    with pytest.raises(ConfigError, match=r"neither \./etc/services\.toml nor system\.toml"):
+        default_path()
+    Path("system.toml").write_text("")
+    assert default_path() == Path("system.toml")
+    Path("etc/services.toml").write_text("")
+    assert str(default_path()) == "etc/services.toml"
+    assert str(SYSTEM_FILE) == "/etc/circleosd/services.toml"

@@ -1,0 +1,238 @@
+"""The language of services.toml: what each key comes to, in its short form and as a table."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from registry.config import Config, Durability, JournalSettings, RegistrySettings, load
+from registry.core.definition import (
+    Check,
+    Definition,
+    Logs,
+    OnFailure,
+    Policy,
+    Restart,
+    Stop,
+)
+
+Read = Callable[[str], Config]
+
+SERVICE = '[[service]]\nname = "web"\ncmd = ["web"]\n'
+
+
+@pytest.fixture
+def one(read: Read) -> Callable[[str], Definition]:
+    """The definition of a service that has these keys, too."""
+    return lambda keys: read(SERVICE + keys).definitions[0]
+
+
+def test_the_file_of_the_project_s_first_day_is_valid(read: Read, root: Path):
+    config = read(
+        """
+        [[service]]
+        name = "auth-service"
+        cmd = ["./auth-service"]
+        restart = "Always"
+        health_check = "unix:/tmp/auth-service.sock"
+
+        [[service]]
+        name = "plugin-manager"
+        cmd = ["./plugin-manager"]
+        restart = "OnFailure"
+        health_check = "http://localhost:8000/health"
+        """
+    )
+    logs = Logs(dir=f"{root}/var/log")
+    plain = Definition(name="auth-service", cmd=(f"{root}/auth-service",), cwd=str(root), logs=logs)
+    assert config.definitions == (
+        msgspec.structs.replace(plain, checks=(Check("unix", "unix:/tmp/auth-service.sock"),)),
+        msgspec.structs.replace(
+            plain,
+            name="plugin-manager",
+            cmd=(f"{root}/plugin-manager",),
+            position=1,
+            restart=Restart(policy=Policy.ON_FAILURE),
+            checks=(Check("http", "http://localhost:8000/health"),),
+        ),
+    )
+
+
+def test_an_empty_file_is_a_registry_without_services(read: Read, root: Path):
+    config = read("")
+    assert config.file == Path("etc/services.toml")
+    assert config.root == root
+    assert config.registry == RegistrySettings("/tmp/service-registry.sock", 0o600, None)
+    assert config.journal == JournalSettings(f"{root}/var/registry.db", Durability.FULL)
+    assert (config.definitions, config.environments) == ((), {})
+
+
+def test_registry_and_journal_are_set_by_their_tables(read: Read, root: Path):
+    config = read(
+        '[registry]\nsocket = "run/r.sock"\nsocket_mode = "0660"\nsocket_group = 20\nroot = "../srv"\n'
+        '[journal]\npath = "j.db"\ndurability = "normal"\n'
+    )
+    top = f"{root}/etc/../srv"
+    assert str(config.root) == top
+    assert config.registry == RegistrySettings(f"{top}/run/r.sock", 0o660, "20")
+    assert config.journal == JournalSettings(f"{top}/j.db", Durability.NORMAL)
+
+
+def test_the_root_of_a_file_that_is_in_no_etc_is_its_own_folder(root: Path):
+    (root / "my.toml").write_text(SERVICE)
+    assert load(Path("etc/../my.toml")).root == root
+
+
+@pytest.mark.parametrize(
+    ("keys", "field", "value"),
+    [
+        ('restart = "Never"', "restart", Restart(Policy.NEVER)),
+        ('restart = { policy = "Never" }', "restart", Restart(Policy.NEVER)),
+        ("restart = { delay = 0, delay_max = 0 }", "restart", Restart(delay_s=0, delay_max_s=0)),
+        ("restart = { delay_max = 0 }", "restart", Restart(delay_s=0, delay_max_s=0)),
+        ('restart.delay = "1m"', "restart", Restart(delay_s=60, delay_max_s=60)),
+        (
+            'restart = { limit = 20, within = "10m" }',
+            "restart",
+            Restart(limit=20, within_s=600),
+        ),
+        ('stop = "1m"', "stop", Stop(timeout_s=60)),
+        ("stop = 0", "stop", Stop(timeout_s=0)),
+        ('stop = { signal = "INT", timeout = 2.5 }', "stop", Stop("SIGINT", 2.5)),
+        ('umask = "077"', "umask", 0o077),
+        ("autostart = false", "autostart", False),
+        ('start_timeout = "500ms"', "start_timeout_s", 0.5),
+        ('start_timeout = "90d"', "start_timeout_s", 90 * 86400),
+        ("user = 1000\ngroup = 'staff'", "user", "1000"),
+        ("group = 'staff'", "group", "staff"),
+        ("cwd = '/srv'", "cwd", "/srv"),
+        ("success_exit_codes = []", "success_exit_codes", (0,)),
+        (
+            'success_exit_codes = [3, "SIGTERM", "INT", 3]',
+            "success_exit_codes",
+            (0, 3, -signal.SIGTERM, -signal.SIGINT),
+        ),
+        ("logs = false", "logs", None),
+        ("logs = { enabled = false }", "logs", None),
+        (
+            "logs = { dir = '/l', size_max = '1.5MB', files_max = 1 }",
+            "logs",
+            Logs("/l", 1500000, 1),
+        ),
+        ("logs = { dir = '/l', size_max = '4KiB' }", "logs", Logs("/l", 4096)),
+        ("logs = { dir = '/l', size_max = 5000 }", "logs", Logs("/l", 5000)),
+    ],
+)
+def test_a_key_comes_to(one: Callable[[str], Definition], keys: str, field: str, value: object):
+    assert getattr(one(keys), field) == value
+
+
+def test_relative_paths_start_at_the_root_and_a_bare_program_stays_bare(read: Read, root: Path):
+    keys = 'cwd = "a/b"\nenv_file = "./e"\nlogs.dir = "l"\n'
+    first, second = read(
+        SERVICE + keys + '[[service]]\nname = "b"\ncmd = ["bin/b", "./x"]\nlogs = true\n'
+    ).definitions
+    assert (first.cmd, first.cwd, first.env_file) == (("web",), f"{root}/a/b", f"{root}/e")
+    assert first.logs == Logs(f"{root}/l")
+    assert (second.cmd, second.cwd) == ((f"{root}/bin/b", "./x"), str(root))
+    assert second.logs == Logs(f"{root}/var/log")
+
+
+@pytest.mark.parametrize(
+    ("target", "stored"),
+    [
+        ("unix:/run/a.sock", "unix:/run/a.sock"),
+        ("unix:run/a.sock", "unix:{root}/run/a.sock"),
+        ("https://[::1]:8443/h?x=1", "https://[::1]:8443/h?x=1"),
+        ("heartbeat:", "heartbeat:"),
+        ("cmd:test  -s 'a b'", "cmd:test  -s 'a b'"),
+        ("cmd:./bin/check 'a b' c", "cmd:{root}/bin/check 'a b' c"),
+        ("cmd:/bin/check  x", "cmd:/bin/check  x"),
+    ],
+)
+def test_a_target_is_kept_with_its_paths_absolute(
+    one: Callable[[str], Definition], root: Path, target: str, stored: str
+):
+    (check,) = one(f'health_check = "{target}"').checks
+    assert check.target == stored.format(root=root)
+
+
+def test_a_check_has_all_its_keys(one: Callable[[str], Definition]):
+    keys = (
+        'health_check = { name = "n", target = "heartbeat:", interval = "1s", timeout = 2, '
+        'failures = 4, successes = 5, on_failure = "report" }'
+    )
+    assert one(keys).checks == (Check("n", "heartbeat:", 1, 2, 4, 5, OnFailure.REPORT),)
+
+
+def test_checks_without_a_name_are_called_by_their_scheme(one: Callable[[str], Definition]):
+    keys = (
+        'health_check = ["http://a/", "heartbeat:", { target = "http://b/" }, "http://c/", '
+        '{ name = "http-2", target = "https://d/" }]'
+    )
+    names = [check.name for check in one(keys).checks]
+    assert names == ["http", "heartbeat", "http-3", "http-4", "http-2"]
+
+
+def test_the_environment_is_kept_apart_from_the_definition(read: Read):
+    config = read(SERVICE + 'env = { SECRET = "s3cr3t", "discovery.type" = "" }\n')
+    assert config.environments == {"web": {"SECRET": "s3cr3t", "discovery.type": ""}}
+    assert config.definitions[0].env_names == ("SECRET", "discovery.type")
+    assert b"s3cr3t" not in msgspec.json.encode(config.definitions)
+
+
+def test_defaults_merge_key_by_key_under_what_a_service_says(read: Read):
+    config = read(
+        """
+        [defaults]
+        env = { A = "1", B = "1" }
+        restart = { policy = "OnFailure", delay = "1s", limit = 5, within = "1m" }
+        health_check = { interval = "5s" }
+        umask = "077"
+        logs = false
+
+        [[service]]
+        name = "plain"
+        cmd = ["x"]
+
+        [[service]]
+        name = "own"
+        cmd = ["x"]
+        env = { B = "2" }
+        restart = "Always"
+        health_check = ["heartbeat:", { target = "http://a/", interval = "1s" }]
+        umask = "022"
+        logs = { dir = "/l" }
+
+        [[service]]
+        name = "once"
+        cmd = ["x"]
+        restart = "Never"
+        health_check = "heartbeat:"
+        """
+    )
+    plain, own, once = config.definitions
+    assert config.environments["own"] == {"A": "1", "B": "2"}
+    assert plain.restart == Restart(Policy.ON_FAILURE, 1.0, 30.0, 5, 60.0)
+    assert own.restart == Restart(Policy.ALWAYS, 1.0, 30.0, 5, 60.0)
+    assert once.restart == Restart(Policy.NEVER, 1.0, 30.0)
+    assert plain.checks == ()
+    assert [check.interval_s for check in own.checks] == [5.0, 1.0]
+    assert [check.interval_s for check in once.checks] == [5.0]
+    assert (plain.umask, own.umask) == (0o077, 0o022)
+    assert (plain.logs, own.logs) == (None, Logs("/l"))
+
+
+def test_checks_among_the_defaults_are_for_services_that_name_none(read: Read):
+    config = read(
+        '[defaults]\nhealth_check = ["heartbeat:"]\n'
+        + SERVICE
+        + '[[service]]\nname = "none"\ncmd = ["x"]\nhealth_check = []\n'
+        + '[[service]]\nname = "own"\ncmd = ["x"]\nhealth_check = "http://a/"\n'
+    )
+    targets = [[check.target for check in each.checks] for each in config.definitions]
+    assert targets == [["heartbeat:"], [], ["http://a/"]]

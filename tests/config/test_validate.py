@@ -1,0 +1,88 @@
+"""What --validate says: of the file, of this machine, or that all is well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from registry.config import Config
+from registry.validate import EX_CONFIG, machine_complaints, validate
+
+TEXT = """\
+[defaults]
+cwd = "elsewhere"
+
+[[service]]
+name = "a"
+cmd = ["sh"]
+health_check = [
+  "heartbeat:", "cmd:no-such-check",
+]
+
+[[service]]
+name = "b"
+
+cmd = ["./b"]
+cwd = "/"
+user = "no-such-user"
+env_file = "b.env"
+"""
+
+
+def test_what_the_machine_cannot_do_is_said_with_the_line_of_its_key(
+    read: Callable[[str], Config], root: Path
+):
+    (root / "b.env").write_text("# fine\nnot fine\n")
+    complaints = machine_complaints(read(TEXT), {"PATH": "/bin"})
+    place = "etc/services.toml"
+    assert [str(each) for each in complaints] == [
+        f"{place}:2: service 'a': cwd: there is no folder {root}/elsewhere",
+        f"{place}:7: service 'a': health_check: there is no program 'no-such-check' in PATH=/bin; "
+        "write its path or set env.PATH",
+        f"{place}:16: service 'b': user: this machine has no user 'no-such-user'; "
+        "create it or name another",
+        f"{place}:17: service 'b': env_file: {root}/b.env:2: not a line of the form KEY=VALUE",
+        f"{place}:14: service 'b': cmd: there is no program {root}/b",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "out", "err"),
+    [
+        ("", 0, "etc/services.toml: 0 services, all well\n", ""),
+        (
+            '[[service]]\nname = "a"\ncmd = ["/bin/sh"]\n',
+            0,
+            "etc/services.toml: 1 service, all well\n",
+            "",
+        ),
+        ("a = 1\n", EX_CONFIG, "", "etc/services.toml:1: unknown key 'a'"),
+        (
+            '[[service]]\nname = "a"\ncmd = ["/none"]\n',
+            EX_CONFIG,
+            "",
+            "etc/services.toml:3: service 'a': cmd: there is no program /none\n",
+        ),
+    ],
+)
+def test_validate_answers_with_words_and_an_exit_status(
+    root: Path, capsys: pytest.CaptureFixture[str], text: str, status: int, out: str, err: str
+):
+    Path("etc/services.toml").write_text(text)
+    assert validate(Path("etc/services.toml")) == status
+    captured = capsys.readouterr()
+    assert captured.out == out
+    assert captured.err.startswith(err)
+    assert bool(captured.err) == bool(err)
+
+
+def test_a_file_without_a_fault_needs_no_second_look(read: Callable[[str], Config]):
+    assert machine_complaints(read('[[service]]\nname = "a"\ncmd = ["/bin/sh"]\n'), {}) == ()
+
+
+def test_a_complaint_stays_on_its_line_whatever_it_is_about(read: Callable[[str], Config]):
+    text = '[[service]]\nname = "a"\ncmd = ["/bin/sh"]\nuser = "x\\n\\u001b[2J"\n'
+    (complaint,) = machine_complaints(read(text), {})
+    assert "no user 'x\\n\\x1b[2J'" in str(complaint)

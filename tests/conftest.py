@@ -1,0 +1,151 @@
+"""What every test may use, and what the whole run is held to: nothing left behind, no silent skip.
+
+No process may outlive the run. With CI=true (set by .ci/run) a skip is a failure, except by the
+marker `platform`, and so is a new name in /tmp; elsewhere /tmp is shared with whatever else runs
+there, and its new names are nobody's in particular.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+IN_CI = os.environ.get("CI") == "true"
+MARK = "CIRCLEOSD_TEST_RUN"
+GRACE_S = 1.0
+TMP = Path("/tmp")
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+_short_dirs: list[str] = []
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A folder with a path short enough for Unix sockets (whose limit is about 100 bytes)."""
+    with tempfile.TemporaryDirectory(prefix="cr-", dir=TMP) as folder:
+        _short_dirs.append(folder)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    mark = os.environ[MARK] = uuid.uuid4().hex
+    before = _names_in_tmp()
+    yield
+    folders = (str(tmp_path_factory.getbasetemp()), *_short_dirs)
+    complaints = [f"left running: {process}" for process in _left_running(mark, folders)]
+    if IN_CI:
+        complaints += [f"left in /tmp: {name}" for name in sorted(_names_in_tmp() - before)]
+    if complaints:
+        pytest.fail(
+            "the tests of this run did not clean up\n" + "\n".join(complaints), pytrace=False
+        )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked for another platform."""
+    for marker in item.iter_markers("platform"):
+        if sys.platform != marker.args[0]:
+            pytest.skip(f"only for {marker.args[0]}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a test that skips itself has failed."""
+    report = yield
+    expected = hasattr(report, "wasxfail") or item.get_closest_marker("platform")
+    return report if expected else _forbid_skip(report)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """In CI a file that skips itself has failed."""
+    return _forbid_skip((yield))
+
+
+def _forbid_skip(report: Report) -> Report:
+    if IN_CI and report.skipped:
+        report.outcome, report.longrepr = (
+            "failed",
+            f"skipped, but CI skips nothing: {report.longrepr}",
+        )
+    return report
+
+
+def _names_in_tmp() -> set[str]:
+    """The names in /tmp that are this user's and not pytest's own."""
+    names = set()
+    for path in TMP.iterdir():
+        try:
+            if path.lstat().st_uid == os.getuid() and not path.name.startswith("pytest-of-"):
+                names.add(path.name)
+        except FileNotFoundError:
+            continue
+    return names
+
+
+def _left_running(mark: str, folders: tuple[str, ...]) -> list[str]:
+    """What is still running of this run's processes; each is given a moment to end, then killed."""
+    if sys.platform != "linux":
+        return []
+    found = {int(path.name): _parent(path) for path in Path("/proc").glob("[0-9]*")}
+    parents = {pid: parent for pid, parent in found.items() if parent is not None}
+    ours = [pid for pid in parents if _is_ours(pid, parents, mark, folders)]
+    return [description for pid in ours if (description := _kill_unless_it_ends(pid))]
+
+
+def _parent(process: Path) -> int | None:
+    """The parent's pid, from /proc/PID/stat; None when the process is dead."""
+    try:
+        stat = (process / "stat").read_text()
+    except OSError:
+        return None
+    state, parent, *_ = stat[stat.rindex(")") + 1 :].split()
+    return None if state in "ZX" else int(parent)
+
+
+def _is_ours(pid: int, parents: dict[int, int], mark: str, folders: tuple[str, ...]) -> bool:
+    """By descent; or, when its parent died, by the mark in its environment or by its folder."""
+    ancestor = parents[pid]
+    while ancestor not in (0, os.getpid()):
+        ancestor = parents.get(ancestor, 0)
+    if ancestor:
+        return True
+    try:
+        marked = f"{MARK}={mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+        return marked or os.readlink(f"/proc/{pid}/cwd").startswith(folders)
+    except OSError:  # it has ended, or it is another user's
+        return False
+
+
+def _kill_unless_it_ends(pid: int) -> str | None:
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+        ended = select.poll()
+        ended.register(process, select.POLLIN)
+        if ended.poll(GRACE_S * 1000):
+            return None
+        description = f"{pid} in {os.readlink(f'/proc/{pid}/cwd')}: {command}"
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+    except (ProcessLookupError, FileNotFoundError):  # it ended meanwhile
+        return None
+    else:
+        return description
+    finally:
+        os.close(process)

@@ -1,0 +1,275 @@
+"""The story that journal-v1.db tells: every type of event, on fixed clocks, decided by the core.
+
+`python tests/golden/make_journal_v1.py` writes journal-v1.db and journal-v1.json. Once schema 1 is
+released neither is ever made again: they are what later versions must still read alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from itertools import groupby
+from pathlib import Path
+
+import msgspec
+
+from registry.core import events as ev
+from registry.core import inputs as inp
+from registry.core.checks import Tally, count
+from registry.core.definition import Check, Definition, OnFailure, Policy, Restart
+from registry.core.lifecycle import Reason
+from registry.core.projection import Projection
+from registry.core.service import Place, Service, decide, evolve
+from registry.journal import Journal
+from registry.questions.records import event_record, service_record
+from registry.questions.timeline import line
+
+FOLDER = Path(__file__).parent
+NS = 1_000_000_000
+BEGIN_NS = 1_767_322_800 * NS  # 2026-01-02T03:00:00Z
+OPERATOR = ev.Actor(uid=0, pid=4711, program="circlectl")
+STRANGER = ev.Actor(uid=1000)
+
+DEFINITIONS = (
+    Definition("migrate", ("./manage", "migrate"), 0, restart=Restart(Policy.NEVER)),
+    Definition(
+        "web",
+        ("gunicorn", "app:main"),
+        1,
+        checks=(
+            Check("http", "http://127.0.0.1:8080/health", failures=2),
+            Check("queue", "cmd:./queue-is-short", on_failure=OnFailure.REPORT, failures=1),
+        ),
+        env_names=("MODE",),
+        env_digest="5e0c",
+        start_timeout_s=20.0,
+    ),
+    Definition(
+        "worker", ("./work",), 2, restart=Restart(Policy.ON_FAILURE, limit=2, within_s=60.0)
+    ),
+    Definition("mailer", ("./nowhere",), 3),
+    Definition("cache", ("./cache", "--port=1"), 4, autostart=False, success_exit_codes=(0, -15)),
+)
+
+
+class Story:
+    """A registry without a world: what it is told, it decides; what is decided, it keeps."""
+
+    def __init__(self) -> None:
+        self.records: list[ev.Record] = []
+        self.services: dict[str, Service] = {}
+        self.tallies: dict[tuple[str, str, int], Tally] = {}
+        self.now = ev.Now(BEGIN_NS, 1000 * NS)
+
+    def wait(self, seconds: float) -> None:
+        """Let both clocks go on."""
+        passed_ns = int(seconds * NS)
+        self.now = ev.Now(self.now.at_ns + passed_ns, self.now.mono_ns + passed_ns)
+
+    def set_clock_back(self, seconds: int) -> None:
+        """Somebody sets the wall clock; CLOCK_BOOTTIME goes on."""
+        self.now = ev.Now(self.now.at_ns - seconds * NS, self.now.mono_ns)
+
+    def say(self, event: ev.Event) -> int:
+        """An event of the registry itself; its number."""
+        seq = len(self.records) + 1
+        record = ev.Record(
+            seq, self.now.at_ns, self.now.mono_ns, seq, None, None, None, None, event
+        )
+        for service in self.services.values():
+            evolve(service, record)
+        self.records.append(record)
+        return seq
+
+    def begin(self, boot: str, pid: int, *, fresh: bool) -> int:
+        """A registry takes the journal up; the number of the event that says so."""
+        self.tallies.clear()
+        return self.say(ev.RegistryStarted(boot, "pid:[4026531836]", pid, "0.1.0", fresh))
+
+    def define(self, definition: Definition, cause: int, actor: ev.Actor | None = None) -> None:
+        """A service is declared, or declared differently."""
+        self.services.setdefault(definition.name, Service(definition=definition))
+        digest = f"{definition.name}-{len(definition.cmd)}"
+        self.tell(
+            definition.name,
+            inp.Define(definition=definition, digest=digest, cause=cause, actor=actor),
+        )
+
+    def tell(self, name: str, *inputs: inp.Input) -> None:
+        """What arrives at a service, a thousandth of a second apart."""
+        for given in inputs:
+            self.wait(0.001)
+            place = Place(self.now, len(self.records) + 1, "golden-1")
+            self.records += decide(self.services[name], given, place)
+
+    def spawn(self, name: str, pid: int) -> None:
+        """A process waits at the gate, and is let through."""
+        run = self.services[name].run + 1
+        digest = self.services[name].digest
+        self.tell(name, inp.SpawnSucceeded(run=run, pid=pid, start_time=pid * 10, digest=digest))
+        self.tell(name, inp.GateOpened(run=run))
+
+    def end(self, name: str, exit_code: int | None = None, **how: object) -> None:
+        """The main process of the present run is gone."""
+        given = {"run": self.services[name].run, "exit_code": exit_code, **how}
+        self.tell(name, msgspec.convert(given, inp.ProcessExited))
+
+    def probe(self, name: str, check: str, results: str) -> None:
+        """Results of a check, `+` or `-`, ten seconds apart."""
+        for result in results:
+            self.wait(10)
+            run, ok = self.services[name].run, result == "+"
+            tally, probed = count(
+                self.tallies.get((name, check, run)),
+                run=run,
+                check=check,
+                ok=ok,
+                error=None if ok else "connection refused",
+                latency_ns=2_000_000,
+                at_ns=self.now.at_ns,
+            )
+            self.tallies[name, check, run] = tally
+            self.tell(name, probed)
+
+
+def tell_story() -> list[ev.Record]:
+    """All of it, from the first registry to a third that still runs."""
+    story = Story()
+    _first_start(story)
+    _troubles(story)
+    _orders(story)
+    _second_registry(story)
+    _shutdown(story)
+    _third_registry(story)
+    return story.records
+
+
+def _first_start(story: Story) -> None:
+    story.say(ev.JournalCreated("golden-1", 1))
+    cause = story.begin("boot-1", 300, fresh=True)
+    for definition in DEFINITIONS:
+        story.define(definition, cause)
+    for name in ("migrate", "web", "worker", "mailer"):
+        story.tell(name, inp.Start(reason=Reason.AUTOSTART, cause=cause))
+    story.tell(
+        "mailer",
+        inp.SpawnRefused(
+            run=1, reason=Reason.PROGRAM_MISSING, message="./nowhere: there is no such program"
+        ),
+    )
+    for pid, name in enumerate(("migrate", "web", "worker"), start=2341):
+        story.spawn(name, pid)
+    story.end("migrate", 0, usage={"user_s": 0.5, "system_s": 0.25, "memory_max": 9_000_000})
+    story.probe("web", "queue", "+")
+    story.probe("web", "http", "-+")
+
+
+def _troubles(story: Story) -> None:
+    for pid in (2350, 2351):  # crashes up to its limit
+        story.wait(2)
+        story.end("worker", 3)
+        story.wait(0.6)
+        story.tell("worker", inp.RestartTimerDue(run=story.services["worker"].run))
+        story.spawn("worker", pid)
+    story.end("worker", signal=11)
+    story.probe("web", "queue", "-+")  # only reported
+    story.probe("web", "http", "--")  # stopped for it, and started again
+    story.end("web", signal=15, group_empty=False)
+    story.wait(10)
+    story.tell("web", inp.GroupGone(run=1, killed=2))
+    story.spawn("web", 2360)
+    story.wait(20)
+    story.tell("web", inp.StartTimerDue(run=2))
+    story.end("web", signal=15)
+    story.wait(0.6)
+    story.tell("web", inp.RestartTimerDue(run=2))
+    story.spawn("web", 2361)
+    story.end("web", 111, never_ran=True)
+    story.spawn("web", 2362)
+    story.probe("web", "queue", "+")
+    story.probe("web", "http", "+")
+
+
+def _orders(story: Story) -> None:
+    story.tell("cache", inp.Start(actor=OPERATOR))
+    story.spawn("cache", 2370)
+    story.tell("cache", inp.Restart(actor=OPERATOR))
+    story.tell("cache", inp.Stop(actor=STRANGER))  # the last word wins
+    story.end("cache", signal=15)
+    story.tell("cache", inp.Start(actor=OPERATOR))
+    story.spawn("cache", 2371)
+    story.tell("worker", inp.Reset(actor=OPERATOR), inp.Start(actor=OPERATOR))
+    story.spawn("worker", 2372)
+    story.tell("mailer", inp.Reset(actor=OPERATOR), inp.Remove(actor=OPERATOR))
+    story.set_clock_back(30)
+    story.define(
+        msgspec.structs.replace(DEFINITIONS[4], cmd=("./cache", "--port=1", "--verbose\x1b[2J")),
+        cause=len(story.records),
+        actor=OPERATOR,
+    )
+
+
+def _second_registry(story: Story) -> None:
+    """The first one was killed; meanwhile worker ended, and nobody saw how."""
+    story.wait(5)
+    story.begin("boot-1", 301, fresh=False)
+    story.tell("web", inp.ProcessFound(run=story.services["web"].run, pid=2362))
+    story.tell("cache", inp.ProcessFound(run=story.services["cache"].run, pid=2371))
+    story.tell("worker", inp.ProcessLost(run=story.services["worker"].run))
+    story.spawn("worker", 2380)
+
+
+def _shutdown(story: Story) -> None:
+    story.wait(3600)
+    for name in ("web", "worker", "cache"):
+        story.tell(name, inp.Stop(reason=Reason.SHUTDOWN, actor=OPERATOR))
+        story.end(name, signal=15)
+    story.say(ev.RegistryStopped())
+
+
+def _third_registry(story: Story) -> None:
+    story.wait(86400)
+    cause = story.begin("boot-2", 302, fresh=True)
+    for name in ("web", "worker"):
+        story.tell(name, inp.Start(reason=Reason.AUTOSTART, cause=cause))
+        story.spawn(name, 500 + len(name))
+    story.probe("web", "queue", "+")
+    story.probe("web", "http", "+")
+    story.wait(31)
+    story.end("worker", 7)
+    story.spawn("worker", 520)
+    story.end("worker", 7)  # waits for its next restart
+
+
+def answers(records: list[ev.Record]) -> dict[str, object]:
+    """What a reader must say of this journal, in plain JSON values."""
+    projection = Projection()
+    projection.fold(records)
+    return {
+        "services": msgspec.to_builtins([service_record(s) for s in projection.in_order()]),
+        "timeline": [line(event_record(record)) for record in records],
+    }
+
+
+async def write_journal(path: Path, records: list[ev.Record]) -> None:
+    """Append decision by decision, as a registry does, and close in order."""
+    journal = await Journal.open(path, durability="normal")
+    try:
+        for _, decided in groupby(records, key=lambda record: record.decision):
+            await journal.append(list(decided))
+    finally:
+        await journal.close()
+
+
+def main() -> None:
+    """Write both files."""
+    path = FOLDER / "journal-v1.db"
+    path.unlink(missing_ok=True)
+    records = tell_story()
+    asyncio.run(write_journal(path, records))
+    text = json.dumps(answers(records), indent=1, ensure_ascii=True)
+    path.with_suffix(".json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

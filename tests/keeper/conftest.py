@@ -1,0 +1,144 @@
+"""Real keepers, daemons' sides and services' outputs, all gone after the test."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from registry.keeper import client
+from registry.keeper.client import Keeper
+
+PROGRAM = str(Path(client.__file__).with_name("__main__.py"))
+
+
+class Output:
+    """One run's output. `writer` stands for the child's end, `reader` for the daemon's."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path)
+        self.writer = os.open(path, os.O_RDWR)
+        self.reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+
+    def write(self, text: str) -> None:
+        os.write(self.writer, text.encode())
+
+    def end(self) -> None:
+        if self.writer >= 0:
+            os.close(self.writer)
+            self.writer = -1
+
+    def close(self) -> None:
+        self.end()
+        os.close(self.reader)
+
+
+class Side(Keeper):
+    """A daemon's side that notes what it hears."""
+
+    def __init__(self, socket_path: Path, **named: str) -> None:
+        self.grown: asyncio.Queue[str] = asyncio.Queue()
+        self.ended: asyncio.Queue[tuple[str, int, int]] = asyncio.Queue()
+        self.said: asyncio.Queue[str] = asyncio.Queue()
+        self.processes: dict[int, int] = {}
+        super().__init__(
+            socket_path,
+            on_grew=self.grown.put_nowait,
+            on_output_ended=lambda *what: self.ended.put_nowait(what),
+            log=self.said.put_nowait,
+            **named,
+        )
+
+    def _meet(self, pid: int) -> None:
+        if pid not in self.processes:
+            self.processes[pid] = os.pidfd_open(pid)
+        super()._meet(pid)
+
+
+def wait_dead(pid: int, timeout_s: float = 5.0) -> None:
+    """Wait for the end of any process."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    ready, _, _ = select.select([pidfd], [], [], timeout_s)
+    os.close(pidfd)
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+    assert ready, f"process {pid} is still there"
+
+
+@pytest.fixture
+def folder(short_dir: Path) -> Path:
+    """Where the keeper's socket and its log lie."""
+    return short_dir
+
+
+@pytest.fixture
+def make_output(folder: Path) -> Iterator[Callable[[], Output]]:
+    made: list[Output] = []
+
+    def make() -> Output:
+        made.append(Output(folder / f"fifo{len(made)}"))
+        return made[-1]
+
+    yield make
+    for output in made:
+        output.close()
+
+
+@pytest.fixture
+def make_side(folder: Path) -> Iterator[Callable[..., Side]]:
+    made: list[Side] = []
+
+    def make(**named: str) -> Side:
+        made.append(Side(folder / "keeper.sock", **named))
+        return made[-1]
+
+    yield make
+    for side in made:
+        side.close()
+    for pid, pidfd in [each for side in made for each in side.processes.items()]:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
+        wait_dead(pid)
+
+
+@pytest.fixture
+def start_keeper(folder: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """A keeper started by hand, which binds its socket itself."""
+    made: list[subprocess.Popen[bytes]] = []
+
+    def start(*more: str) -> subprocess.Popen[bytes]:
+        named = ["--socket", str(folder / "keeper.sock"), "--log", str(folder / "keeper.log")]
+        process = subprocess.Popen([sys.executable, "-I", "-S", PROGRAM, *named, *more])
+        made.append(process)
+        while not (folder / "keeper.sock").exists():
+            assert process.poll() is None
+            os.sched_yield()
+        return process
+
+    yield start
+    for process in made:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def is_dead() -> Callable[[int], None]:
+    return wait_dead
+
+
+@pytest.fixture
+def program() -> str:
+    """The file by which a keeper is started."""
+    return PROGRAM

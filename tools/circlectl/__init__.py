@@ -1,0 +1,1 @@
+"""circlectl: the command line of the registry."""

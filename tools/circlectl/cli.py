@@ -1,0 +1,116 @@
+"""circlectl: the program, and what every end of it looks like.
+
+One sentence on standard error for what went wrong, never a traceback; an exit status for each kind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import click
+
+import registry
+from registry.client import RegistryError
+
+from . import commands, exits, queries, streams
+from .session import Session, common, note
+
+COMMANDS = (
+    queries.list_,
+    queries.status,
+    commands.start,
+    commands.stop,
+    commands.restart,
+    commands.reset,
+    queries.health,
+    streams.logs,
+    streams.events,
+    queries.validate,
+    queries.version,
+    commands.shutdown,
+)
+
+
+class Program(click.Group):
+    """The commands in the order of COMMANDS, and their errors as exit statuses."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of the commands, those that are used most first."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for. Returns the exit status."""
+        try:
+            return super().invoke(ctx)
+        except RegistryError as error:
+            ctx.ensure_object(Session).complain(error)
+            return exits.of_error(error.code)
+        except KeyboardInterrupt:
+            return exits.INTERRUPTED
+        except BrokenPipeError:
+            return _unread()
+
+
+@click.group(
+    cls=Program,
+    commands=list(COMMANDS),
+    epilog=exits.HELP,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(registry.__version__, message="circlectl %(version)s")
+@common
+def program() -> None:
+    """Ask and command a running Service Registry.
+
+    \b
+    Examples:
+      circlectl list
+      circlectl restart web --wait
+      circlectl logs web -f
+      circlectl events --service web
+
+    \b
+    Completion of commands and services by the tab key, in bash (also zsh, fish):
+      eval "$(_CIRCLECTL_COMPLETE=bash_source circlectl)"
+    """
+
+
+def main() -> None:
+    """Do what the command line asks for, and exit."""
+    # What the terminal's encoding lacks is shown escaped rather than raised.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        status = program.main(prog_name="circlectl", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        status = exits.USAGE
+    except click.ClickException as error:
+        _complain_of_usage(error)
+        status = exits.USAGE
+    except click.Abort:
+        status = exits.INTERRUPTED
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        status = _unread()
+    sys.exit(status)
+
+
+def _complain_of_usage(error: click.ClickException) -> None:
+    message = error.format_message()
+    if "--json" in sys.argv:
+        shown = {"code": "usage", "message": message}
+        print(json.dumps({"error": shown}), file=sys.stderr)
+        return
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    path = context.command_path if context else "circlectl"
+    note(f"{message.rstrip('.')} (see {path} --help)")
+
+
+def _unread() -> int:
+    """Nobody reads any more: keep Python's last flush from complaining of that."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return exits.UNREAD

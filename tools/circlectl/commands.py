@@ -1,0 +1,221 @@
+"""The commands that change something: start, stop, restart, reset, shutdown.
+
+A command was accepted when it is in the journal. With --wait it succeeded when each service ended as
+asked: Stopped after stop, else Running, or Stopped because it completed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import Any, TypeVar
+
+import click
+
+from registry.client import RegistryError
+
+from . import exits, words
+from .screen import Screen
+from .session import EVERYTHING, Session, common, duration, names, note, now, write
+from .words import Record, escaped
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+TIMEOUT_S = 60.0
+
+
+def waits(command: F) -> F:
+    """Let a command wait for the end of what it began."""
+    with_timeout = click.option(
+        "--timeout",
+        metavar="SECONDS",
+        callback=duration,
+        help=f"Wait at most so long (5s, 2m; {TIMEOUT_S:g} s by default). Implies --wait.",
+    )
+    with_wait = click.option(
+        "--wait", is_flag=True, help="Wait until each is where it was asked to be."
+    )
+    return with_wait(with_timeout(command))
+
+
+@click.command()
+@names
+@waits
+@common
+@click.pass_obj
+def start(session: Session, names: tuple[str, ...], wait: bool, timeout: float | None) -> int:
+    """Start services, and want them up.
+
+    `all` stands for every service.
+
+    \b
+    Examples:
+      circlectl start web
+      circlectl start web db --wait --timeout 30s
+    """
+    return _command(session, "start", names, wait, timeout)
+
+
+@click.command()
+@names
+@waits
+@common
+@click.pass_obj
+def stop(session: Session, names: tuple[str, ...], wait: bool, timeout: float | None) -> int:
+    """Stop services, and want them down.
+
+    `all` stands for every service.
+
+    \b
+    Examples:
+      circlectl stop web
+      circlectl stop all --wait
+    """
+    return _command(session, "stop", names, wait, timeout)
+
+
+@click.command()
+@names
+@waits
+@common
+@click.pass_obj
+def restart(session: Session, names: tuple[str, ...], wait: bool, timeout: float | None) -> int:
+    """Stop services where they run, and start them.
+
+    `all` stands for every service.
+
+    \b
+    Examples:
+      circlectl restart web
+      circlectl restart web --wait --timeout 2m && echo "web is ready"
+    """
+    return _command(session, "restart", names, wait, timeout)
+
+
+@click.command()
+@names
+@common
+@click.pass_obj
+def reset(session: Session, names: tuple[str, ...]) -> int:
+    """Forget past failures.
+
+    Counters go to zero, a Failed service is Stopped; `all` stands for every service.
+
+    \b
+    Examples:
+      circlectl reset web
+      circlectl reset all
+    """
+    return _command(session, "reset", names, False, None)
+
+
+@click.command()
+@common
+@click.pass_obj
+def shutdown(session: Session) -> int:
+    """Stop every service, then the registry itself.
+
+    \b
+    Examples:
+      circlectl shutdown
+    """
+    data = session.call("shutdown")
+    session.show(data, lambda: ["the registry stops its services, and ends"])
+    return exits.WELL
+
+
+def _command(
+    session: Session, command: str, names: tuple[str, ...], wait: bool, timeout: float | None
+) -> int:
+    if not names:
+        raise click.UsageError(f"name the services to {command}, or {EVERYTHING}")
+    params: dict[str, Any] = {"service": _services(names)}
+    if wait or timeout is not None:
+        params |= {"wait": True, "timeout": TIMEOUT_S if timeout is None else timeout}
+    asked_at = now()
+    try:
+        data = session.call(command, **params)
+    except RegistryError as error:
+        return _failed(session, command, error, asked_at)
+    session.show(data, lambda: _lines(session.screen, command, data, asked_at))
+    return exits.WELL if all(_is_as_asked(command, item) for item in data) else exits.FAILED
+
+
+def _services(names: tuple[str, ...]) -> str | list[str]:
+    if EVERYTHING in names:
+        return EVERYTHING
+    return names[0] if len(names) == 1 else list(dict.fromkeys(names))
+
+
+def _failed(session: Session, command: str, error: RegistryError, asked_at: datetime) -> int:
+    """Show what is known of each service; the exit status."""
+    items = error.data if isinstance(error.data, list) else []
+    if session.json or not items:
+        session.complain(error)
+    else:
+        done = [item for item in items if item.get("ok", True)]
+        write(_lines(session.screen, command, done, asked_at))
+        refused = [item for item in items if not item.get("ok", True)]
+        for item in refused:
+            note(f"{item['name']}: {_message(item)}")
+        if not refused:
+            note(error.message)
+    if error.code == "partial_failure" and _only_unknown(items):
+        return exits.UNKNOWN_SERVICE
+    return exits.of_error(error.code)
+
+
+def _only_unknown(items: list[Record]) -> bool:
+    return {_code(item) for item in items if not item["ok"]} == {"unknown_service"}
+
+
+def _code(item: Record) -> str | None:
+    error = item.get("error")
+    return error.get("code") if isinstance(error, dict) else error
+
+
+def _message(item: Record) -> str:
+    error = item.get("error")
+    return str(error.get("message") if isinstance(error, dict) else error)
+
+
+def _lines(screen: Screen, command: str, items: list[Record], asked_at: datetime) -> Iterator[str]:
+    for item in items:
+        outcome = (
+            _final(screen, command, item, asked_at)
+            if _is_record(item)
+            else _accepted(screen, command, item)
+        )
+        yield f"{screen.bold(escaped(item['name']))}: {outcome}"
+
+
+def _is_record(item: Record) -> bool:
+    """Whether this is a final service record, not the receipt of a command."""
+    return "wanted" in item
+
+
+def _accepted(screen: Screen, command: str, item: Record) -> str:
+    if item.get("already"):
+        return f"already {screen.state(escaped(item['status']))}"
+    return f"{command} accepted (seq {item['seq']})"
+
+
+def _final(screen: Screen, command: str, record: Record, asked_at: datetime) -> str:
+    parts = [screen.state(escaped(record["status"]))]
+    if record["pid"] is not None:
+        parts.append(f"PID {record['pid']}")
+    if not (record["status"] == "Running" or (command == "stop" and _is_as_asked(command, record))):
+        parts.append(words.detail(record, now()))
+    took_s = (words.moment(record["since"]) - asked_at).total_seconds() if record["since"] else 0.0
+    if took_s <= 0 and _is_as_asked(command, record):
+        return f"already {', '.join(parts)}"
+    if took_s > 0:
+        parts.append(f"after {words.seconds(took_s)}")
+    return ", ".join(parts)
+
+
+def _is_as_asked(command: str, item: Record) -> bool:
+    if not _is_record(item) or (command != "stop" and item["status"] == "Running"):
+        return True
+    completed: bool = item["reason"] == "completed"
+    return item["status"] == "Stopped" and (completed or command == "stop")

@@ -1,0 +1,290 @@
+"""The commands that only ask: list, status, health, version, validate."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+
+import click
+
+import registry
+from registry.client import RegistryError
+
+from . import exits, words
+from .screen import Screen
+from .session import EVERYTHING, Session, common, names, now, write
+from .words import NONE, Record, escaped
+
+NO_SERVICES = "no services are defined; declare some in the configuration file"
+
+_LIST = ("NAME", "STATUS", "HEALTH", "PID", "RESTARTS", "SINCE", "DETAIL")
+_HEALTH = ("NAME", "CHECK", "HEALTH", "LATENCY", "LAST", "DETAIL")
+_EVENTS = ("SEQ", "AT", "TYPE", "DETAIL")
+
+
+@click.command("list")
+@common
+@click.pass_obj
+def list_(session: Session) -> int:
+    """Show every service in a line.
+
+    \b
+    Examples:
+      circlectl list
+      circlectl list --json | jq -r '.[] | select(.status != "Running").name'
+    """
+    records = session.call("list_services")
+    session.show(records, lambda: _list(session.screen, records, now()))
+    return exits.WELL
+
+
+def _list(screen: Screen, records: list[Record], at: datetime) -> list[str]:
+    if not records:
+        return [NO_SERVICES]
+    return screen.table(_LIST, [_list_row(record, at) for record in records])
+
+
+def _list_row(record: Record, at: datetime) -> list[str]:
+    return [
+        escaped(record["name"]),
+        escaped(record["status"]),
+        escaped(record["health"]),
+        escaped(record["pid"]),
+        escaped(record["restarts"]),
+        words.age(record["since"], at),
+        words.detail(record, at),
+    ]
+
+
+@click.command()
+@names
+@common
+@click.pass_obj
+def status(session: Session, names: tuple[str, ...]) -> int:
+    """Show services in detail, or how all of them are.
+
+    Without NAME it counts them, and names those that are not well before it lists all.
+
+    The exit status is 0 when all that were named are Running, 3 when one is not (a service that is
+    Stopped because it completed counts as not running), 4 when one is unknown. Without NAME it is 0.
+
+    \b
+    Examples:
+      circlectl status
+      circlectl status web db
+      circlectl status web >/dev/null || circlectl start web
+    """
+    if not names:
+        records = session.call("list_services")
+        session.show(records, lambda: _summary(session.screen, records, now()))
+        return exits.WELL
+    found, unknown = _found(session, names)
+    if found:
+        data = found[0] if len(names) == 1 and EVERYTHING not in names else found
+        session.show(data, lambda: _blocks(session.screen, found, now()))
+    for error in unknown:
+        session.complain(error)
+    if unknown:
+        return exits.UNKNOWN_SERVICE
+    return exits.WELL if all(r["status"] == "Running" for r in found) else exits.NOT_RUNNING
+
+
+def _found(session: Session, names: Sequence[str]) -> tuple[list[Record], list[RegistryError]]:
+    """What the registry knows of the services named, and its complaints about those it does not know."""
+    found, unknown = [], []
+    with session.client() as client:
+        if EVERYTHING in names:
+            names = [record["name"] for record in client.call("list_services")]
+        for name in dict.fromkeys(names):
+            try:
+                found.append(client.call("status", service=name))
+            except RegistryError as error:
+                if error.code != "unknown_service":
+                    raise
+                unknown.append(error)
+    return found, unknown
+
+
+def _summary(screen: Screen, records: list[Record], at: datetime) -> Iterator[str]:
+    if not records:
+        yield NO_SERVICES
+        return
+    counts = Counter(record["status"] for record in records).most_common()
+    total = f"{len(records)} service{'' if len(records) == 1 else 's'}"
+    yield f"{total}: {', '.join(f'{count} {escaped(state)}' for state, count in counts)}"
+    ill = [record for record in records if not words.is_well(record)]
+    yield "not well:" if ill else "all is well"
+    for record in ill:
+        yield f"  {screen.bold(escaped(record['name']))}: {_trouble(screen, record, at)}"
+    yield ""
+    yield from _list(screen, records, at)
+
+
+def _trouble(screen: Screen, record: Record, at: datetime) -> str:
+    if record["status"] == "Running":
+        return f"{screen.state('Running')}, {screen.state(escaped(record['health']))}"
+    return f"{screen.state(escaped(record['status']))}, {words.detail(record, at)}"
+
+
+def _blocks(screen: Screen, records: list[Record], at: datetime) -> Iterator[str]:
+    for number, record in enumerate(records):
+        if number:
+            yield ""
+        yield from _block(screen, record, at)
+
+
+def _block(screen: Screen, record: Record, at: datetime) -> Iterator[str]:
+    """Everything that is known of one service."""
+    since = f"since {words.time_of(record['since'])} ({words.age(record['since'], at)} ago)"
+    state = screen.state(escaped(record["status"]))
+    yield f"{screen.bold(escaped(record['name']))}: {state}" + (
+        f" {since}" if record["since"] else ""
+    )
+    for label, text in _facts(screen, record, at):
+        yield f"  {label:10}{text}"
+    if events := record.get("events"):
+        yield "  events"
+        for seq, time, _service, kind, rest in map(words.event, events):
+            yield from screen.row([f"    {seq:>6}", time, f"{kind:17}"], rest)
+
+
+def _facts(screen: Screen, record: Record, at: datetime) -> Iterator[tuple[str, str]]:
+    definition = record.get("definition") or {}
+    yield "reason", words.detail(record, at)
+    if record.get("message"):
+        yield "", escaped(record["message"])
+    yield "wanted", escaped(record["wanted"])
+    yield "pid", escaped(record["pid"])
+    yield "run", escaped(record["run"])
+    yield "health", screen.state(escaped(record["health"]))
+    for check in record.get("checks") or ():
+        yield "", _check(screen, check, at)
+    yield "last exit", words.last_exit(record.get("last_exit"), at)
+    yield "restarts", escaped(record["restarts"])
+    if definition.get("cmd"):
+        yield "command", words.command_line(definition["cmd"])
+    kept = "logs" not in definition or definition["logs"]
+    yield "logs", f"circlectl logs {escaped(record['name'])}" if kept else "not kept (logs = false)"
+
+
+def _check(screen: Screen, check: Record, at: datetime) -> str:
+    parts = [screen.state(escaped(check["health"]))]
+    if check["error"]:
+        parts.append(escaped(check["error"]))
+    if check["latency_ms"] is not None:
+        parts.append(_latency(check))
+    if check["last_at"]:
+        parts.append(f"{words.age(check['last_at'], at)} ago")
+    return f"{escaped(check['name'])} ({escaped(check['target'])}): {', '.join(parts)}"
+
+
+def _latency(check: Record) -> str:
+    latency_ms = check["latency_ms"]
+    return NONE if latency_ms is None else f"{latency_ms:.3g} ms"
+
+
+@click.command()
+@names
+@common
+@click.pass_obj
+def health(session: Session, names: tuple[str, ...]) -> int:
+    """Show what the checks say, of NAME or of all.
+
+    \b
+    Examples:
+      circlectl health
+      circlectl health web --json
+    """
+    asked = {} if not names or EVERYTHING in names else {"service": list(names)}
+    records = session.call("health", **asked)
+    session.show(records, lambda: _health(session.screen, records, now()))
+    return exits.WELL
+
+
+def _health(screen: Screen, records: list[Record], at: datetime) -> list[str]:
+    if not records:
+        return [NO_SERVICES]
+    rows = [row for record in records for row in _health_rows(record, at)]
+    return screen.table(_HEALTH, rows)
+
+
+def _health_rows(record: Record, at: datetime) -> Iterable[list[str]]:
+    name = escaped(record["name"])
+    if not record["checks"]:
+        yield [name, NONE, NONE, NONE, NONE, "no check is declared"]
+    for check in record["checks"]:
+        target = escaped(check["target"])
+        yield [
+            name,
+            escaped(check["name"]),
+            escaped(check["health"]),
+            _latency(check),
+            words.age(check["last_at"], at),
+            f"{escaped(check['error'])} ({target})" if check["error"] else target,
+        ]
+
+
+@click.command()
+@click.option("--all", "everything", is_flag=True, help="Add Python, platform and capabilities.")
+@common
+@click.pass_obj
+def version(session: Session, everything: bool) -> int:
+    """Show the versions of circlectl and the registry.
+
+    \b
+    Examples:
+      circlectl version
+      circlectl version --all
+    """
+    if not session.json:
+        write([f"circlectl {registry.__version__}"])
+    data = session.call("version", all=everything)
+    session.show(data, lambda: _version(data))
+    return exits.WELL
+
+
+def _version(data: Record) -> Iterator[str]:
+    yield f"registry {escaped(data['version'])}"
+    for key, value in data.items():
+        if key == "capabilities":
+            yield "  capabilities"
+            yield from map(_capability, value)
+        elif key != "version":
+            yield f"  {escaped(key.replace('_', ' ')):16}{escaped(value)}"
+
+
+def _capability(found: Record) -> str:
+    """What this machine can do, or what is done instead."""
+    has, words_key = ("yes", "what") if found["available"] else ("no", "otherwise")
+    return f"    {escaped(found['name']):14}{has:5}{escaped(found[words_key])}"
+
+
+@click.command()
+@click.argument("file", required=False, type=click.Path())
+@common
+@click.pass_obj
+def validate(session: Session, file: str | None) -> int:
+    """Judge a configuration file.
+
+    It does what `service-registry --validate` does, and needs no running registry.
+
+    The exit status is 0 when all is well with FILE (by default the file that the registry would
+    take), 78 when something is wrong; all of it is said at once.
+
+    \b
+    Examples:
+      circlectl validate
+      circlectl validate etc/services.toml
+    """
+    import subprocess  # not needed by any other command, and slow to load
+
+    chosen = ["--config", file] if file else []
+    command = [sys.executable, "-P", "-m", "registry", "--validate", *chosen]
+    if not session.json:
+        return subprocess.run(command, check=False).returncode
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    valid = done.returncode == 0
+    session.show({"valid": valid, "complaints": done.stderr.splitlines()}, lambda: ())
+    return done.returncode

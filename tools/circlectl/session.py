@@ -1,0 +1,156 @@
+"""What all commands share: --socket and --json in either place, NAME, durations, how answers are shown.
+
+With --json standard output carries the answer's data and nothing else; what went wrong is on standard
+error, there as one line of JSON too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import click
+
+from registry.client import Client, RegistryError, default_socket
+
+from .screen import Screen, standard
+from .words import escaped
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EVERYTHING = "all"
+"""The name that stands for every service."""
+
+COMPLETION_TIMEOUT_S = 1.0
+"""How long a press of the tab key may wait for the registry."""
+
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(ms|s|m|h|)")
+
+
+class Session:
+    """One command's way to the registry, and how its answers are to be shown."""
+
+    def __init__(self) -> None:
+        self.socket: str | None = None
+        self.json = False
+        self.screen: Screen = standard()
+
+    def client(self) -> Client:
+        """A connection to the registry that was named, or to the default one."""
+        return Client(self.socket or default_socket())
+
+    def call(self, action: str, **params: Any) -> Any:
+        """The data of one answer."""
+        with self.client() as client:
+            return client.call(action, **params)
+
+    def show(self, data: Any, lines: Callable[[], Iterable[str]]) -> None:
+        """Print `data` as JSON where that was asked for, else `lines`."""
+        if self.json:
+            print(json.dumps(data, **_layout(self.screen)))
+        else:
+            write(lines())
+
+    def complain(self, error: RegistryError) -> None:
+        """Say on standard error what went wrong."""
+        if self.json:
+            shown = {"code": error.code, "message": error.message}
+            if error.data is not None:
+                shown["data"] = error.data
+            print(json.dumps({"error": shown}), file=sys.stderr)
+        else:
+            note(error.message)
+
+
+def _layout(screen: Screen) -> dict[str, Any]:
+    return {"indent": 2} if screen.is_terminal else {"separators": (",", ":")}
+
+
+def write(lines: Iterable[str]) -> None:
+    """Print lines, in one write."""
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+def note(message: str) -> None:
+    """One sentence on standard error."""
+    sys.stdout.flush()
+    print(f"circlectl: {escaped(message)}", file=sys.stderr, flush=True)
+
+
+def now() -> datetime:
+    """The time that ages are measured from."""
+    return datetime.now(UTC)
+
+
+def duration(_context: click.Context, _option: click.Parameter, value: str | None) -> float | None:
+    """The seconds that an option says, as in 5, 500ms, 5s, 2m, 1h."""
+    if value is None:
+        return None
+    found = _DURATION.fullmatch(value)
+    span_s = float(found[1]) * _UNITS_S[found[2]] if found else 0.0
+    if span_s <= 0:
+        raise click.BadParameter(f"{value!r} is no time above zero, such as 5, 5s, 500ms or 2m")
+    return span_s
+
+
+def common(command: F) -> F:
+    """Let a command (or the program) take --socket and --json."""
+    with_socket = click.option(
+        "--socket",
+        metavar="PATH",
+        expose_value=False,
+        callback=_take_socket,
+        help="The registry's socket; otherwise CIRCLEOSD_SOCKET, or /tmp/service-registry.sock.",
+    )
+    with_json = click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        expose_value=False,
+        callback=_take_json,
+        help="Print the answer as JSON: compact, or indented on a terminal.",
+    )
+    return with_socket(with_json(command))
+
+
+def _take_socket(context: click.Context, _option: click.Parameter, value: str | None) -> None:
+    session = context.ensure_object(Session)
+    session.socket = value or session.socket
+
+
+def _take_json(context: click.Context, _option: click.Parameter, value: bool) -> None:
+    session = context.ensure_object(Session)
+    session.json = value or session.json
+
+
+def names(command: F) -> F:
+    """Let a command take services by name, `all` among them."""
+    argument = click.argument("names", metavar="NAME...", nargs=-1, shell_complete=complete_names)
+    return argument(command)
+
+
+def name(command: F) -> F:
+    """Let a command take one service by name."""
+    return click.argument("name", metavar="NAME", shell_complete=complete_service)(command)
+
+
+def complete_service(context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """The services whose names begin like that; none where the registry cannot be asked."""
+    session = context.ensure_object(Session)
+    try:
+        with Client(session.socket or default_socket(), COMPLETION_TIMEOUT_S) as client:
+            records = client.call("list_services")
+        return [r["name"] for r in records if r["name"].startswith(incomplete)]
+    except (RegistryError, ValueError, LookupError, TypeError):
+        return []
+
+
+def complete_names(context: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The same, and the name that stands for every service."""
+    found = complete_service(context, param, incomplete)
+    return [*found, *([EVERYTHING] if EVERYTHING.startswith(incomplete) else [])]

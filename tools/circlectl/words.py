@@ -1,0 +1,195 @@
+"""What the words of the registry's answers say to a person. Pure: no clock, no terminal.
+
+Nothing that came from outside is shown raw: `escaped` makes control characters visible.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+Record = dict[str, Any]
+
+REASONS: dict[str, str] = {
+    "defined": "never asked to run",
+    "autostart": "started with the registry",
+    "requested": "as requested",
+    "restart_requested": "restart requested",
+    "policy": "restarted by its policy",
+    "never_ran": "its process ended before the program began",
+    "ready": "ready",
+    "completed": "completed",
+    "exit_code": "exited with an error",
+    "signal": "killed by a signal",
+    "lost": "ended while nobody watched",
+    "unhealthy": "a health check failed",
+    "start_timeout": "not ready in time",
+    "leftovers": "ended, but left processes behind",
+    "crash_looping": "crash-looping",
+    "restart_limit": "restart limit reached; circlectl start {name} tries again",
+    "reset": "past failures forgotten",
+    "shutdown": "stopped with the registry",
+    "removed": "no longer in the configuration",
+    "program_missing": "program missing",
+    "program_not_executable": "program not executable",
+    "exec_failed": "program could not be executed",
+    "cwd_missing": "working directory missing",
+    "user_missing": "user missing",
+    "group_missing": "group missing",
+    "env_file_missing": "env_file missing",
+    "env_file_invalid": "env_file invalid",
+    "not_permitted": "not permitted",
+    "no_resources": "out of descriptors, processes or memory",
+}
+"""Every value of core.lifecycle.Reason; `{name}` is the service's."""
+
+NONE = "-"
+_NOT_FOR_PEOPLE = {"digest", "start_time", "due_ns", "exit_code", "signal", "group_empty"}
+
+
+def escaped(text: object) -> str:
+    """`text` with everything that is not printable as a backslash escape; `-` for None."""
+    if text is None:
+        return NONE
+    shown = str(text)
+    if shown.isprintable():
+        return shown
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+
+
+def reason(record: Record) -> str:
+    """Why a service is where it is; a reason that is newer than this table is its own word."""
+    word = record["reason"] or NONE
+    words = REASONS.get(word, word.replace("_", " "))
+    return escaped(words.replace("{name}", record["name"]))
+
+
+def detail(record: Record, now: datetime) -> str:
+    """Why a service is where it is, what it waits for, and what comes next."""
+    if record.get("waiting_for"):
+        return f"waiting for {escaped(record['waiting_for'])}"
+    words = [reason(record)]
+    if record.get("next_restart_at"):
+        if record.get("attempt"):
+            words.append(f"attempt {record['attempt']}")
+        words.append(f"next in {_remaining(record['next_restart_at'], now)}")
+    return ", ".join(words)
+
+
+def is_well(record: Record) -> bool:
+    """Whether nobody needs to look: it is where it is wanted, or on its way, and not unhealthy."""
+    match record["status"]:
+        case "Running":
+            return bool(record["health"] != "unhealthy")
+        case "Stopped":
+            return record["wanted"] == "down" or record["reason"] == "completed"
+        case "Starting" | "Stopping":
+            return True
+    return False
+
+
+def last_exit(ended: Record | None, now: datetime) -> str:
+    """How the latest run ended, and when."""
+    if ended is None:
+        return NONE
+    return f"{exit_words(ended)} (run {ended['run']}, {age(ended['at'], now)} ago)"
+
+
+def exit_words(ended: Record) -> str:
+    """How a process ended, by its `exit_code` or `signal`."""
+    if (number := ended.get("signal")) is not None:
+        return f"killed by {_signal_name(number)}"
+    if (code := ended.get("exit_code")) is not None:
+        return f"exit code {code}"
+    return "ended unseen"
+
+
+def event(record: Record) -> list[str]:
+    """An event as columns: number, time, service, type, and the rest in words."""
+    return [
+        str(record["seq"]),
+        time_of(record["at"]),
+        escaped(record["service"]),
+        escaped(record["type"]),
+        ", ".join(part for part in _event_parts(record) if part),
+    ]
+
+
+def _event_parts(record: Record) -> Iterable[str]:
+    data = record["data"]
+    if record["dest"]:
+        moved = record["source"] != record["dest"]
+        yield f"{record['source']} to {record['dest']}" if moved else escaped(record["dest"])
+        yield reason({"name": record["service"] or NONE, "reason": record["reason"]})
+    if record["type"] == "exited":
+        yield exit_words(data)
+    for key, value in data.items():
+        if key not in _NOT_FOR_PEOPLE and isinstance(value, str | int | float):
+            yield f"{escaped(key)}={_value(value)}"
+    if record["actor"]:
+        yield _by(record["actor"])
+
+
+def _value(value: str | float) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3g}" if isinstance(value, float) else escaped(value)
+
+
+def _by(actor: Record) -> str:
+    program = actor.get("program")
+    return f"by uid {actor['uid']}" + (f" ({escaped(program)})" if program else "")
+
+
+def command_line(arguments: Iterable[str]) -> str:
+    """A command as a shell would take it."""
+    return escaped(shlex.join(arguments))
+
+
+def moment(rfc3339: str) -> datetime:
+    """A time of the registry; the beginning of all time where it cannot be read."""
+    try:
+        return datetime.fromisoformat(rfc3339).astimezone(UTC)
+    except ValueError:
+        return datetime.fromtimestamp(0, UTC)
+
+
+def time_of(rfc3339: str | None) -> str:
+    """A time to the second, in UTC, as in 2026-01-02 03:04:05Z."""
+    return moment(rfc3339).strftime("%Y-%m-%d %H:%M:%SZ") if rfc3339 else NONE
+
+
+def age(rfc3339: str | None, now: datetime) -> str:
+    """How long ago, in its two largest units: 5s, 2m 5s, 3d 4h."""
+    if not rfc3339:
+        return NONE
+    return _span(max(0, int((now - moment(rfc3339)).total_seconds())))
+
+
+def seconds(span_s: float) -> str:
+    """A short time as it is said of a wait: 0.3 s, 24 s."""
+    return f"{span_s:.1f} s" if span_s < 10 else f"{span_s:.0f} s"
+
+
+def _remaining(rfc3339: str, now: datetime) -> str:
+    left_s = max(0, -int((now - moment(rfc3339)).total_seconds() // 1))
+    return f"{left_s} s" if left_s < 120 else _span(left_s)
+
+
+def _span(total_s: int) -> str:
+    minutes, seconds_ = divmod(total_s, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    units = ((days, "d"), (hours, "h"), (minutes, "m"), (seconds_, "s"))
+    first = next((i for i, (count, _) in enumerate(units) if count), len(units) - 1)
+    return " ".join(f"{count}{unit}" for count, unit in units[first : first + 2])
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

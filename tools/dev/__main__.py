@@ -1,0 +1,75 @@
+"""The commands of whoever works on the registry: `python3 tools/dev run|test|lint`.
+
+Needs Python 3.11 with its venv module and nothing else; all the rest is set up in `.venv` first.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from dev import venv  # noqa: E402 - found only by the line before
+
+LINTS = (
+    ("ruff", "check", "."),
+    ("ruff", "format", "--check", "."),
+    ("mypy",),
+    ("lint-imports", "--no-logo"),
+)
+
+
+def main() -> None:
+    """Do what the command line asks for; its exit status is that of the command."""
+    name, *arguments = sys.argv[1:] or ["help"]
+    if name in ("help", "-h", "--help"):
+        print(_help())
+    elif name in COMMANDS:
+        COMMANDS[name](arguments)
+    else:
+        sys.exit(f"unknown command {name!r}\n\n{_help()}")
+
+
+def run(arguments: list[str]) -> None:
+    """run the registry in the foreground, on etc/services.toml unless --config says otherwise"""
+    names_its_file = any(argument.split("=")[0] == "--config" for argument in arguments)
+    if not names_its_file:
+        os.chdir(venv.ROOT)
+    venv.become("registry", arguments)
+
+
+def test(arguments: list[str]) -> None:
+    """run the tests; what follows is handed to pytest"""
+    os.chdir(venv.ROOT)
+    venv.become("pytest", arguments)
+
+
+def lint(arguments: list[str]) -> None:
+    """ruff check, ruff format --check, mypy --strict, lint-imports: all of them, whichever fails"""
+    if arguments:
+        sys.exit(f"lint takes no arguments, and was given: {' '.join(arguments)}")
+    venv.ensure()
+    failed = [" ".join(command) for command in LINTS if not _passes(command)]
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def _passes(command: tuple[str, ...]) -> bool:
+    print(f"== {' '.join(command)}", flush=True)
+    program, *arguments = command
+    done = subprocess.run([venv.BIN / program, *arguments], check=False, cwd=venv.ROOT)
+    return done.returncode == 0
+
+
+def _help() -> str:
+    lines = [f"  {name:5} {command.__doc__}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: python3 tools/dev COMMAND [ARGUMENTS]", "", *lines])
+
+
+COMMANDS = {"run": run, "test": test, "lint": lint}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""circle_replay: reads a journal without a registry."""

@@ -1,0 +1,178 @@
+"""What replay answers from an open journal: the timeline, the services at a moment, the verdict."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from registry.core.events import Record
+from registry.core.projection import Projection
+from registry.journal import JournalError
+from registry.journal.read import (
+    Selection,
+    Verdict,
+    last_seq,
+    last_seq_at,
+    pages,
+    service_names,
+)
+from registry.questions.records import ServiceRecord, event_record, rfc3339, service_record
+from registry.questions.timeline import line
+
+from .moments import Moment
+
+if TYPE_CHECKING:
+    from sqlite3 import Connection
+
+_encode = msgspec.json.Encoder().encode
+
+
+def refuse_unknown(journal: Connection, services: Sequence[str]) -> None:
+    """Raise JournalError for a service that the journal does not tell of."""
+    known = service_names(journal) if services else []
+    for name in services:
+        if name not in known:
+            raise JournalError(f"it does not tell of a service {name!r}; {_remedy(name, known)}")
+
+
+def _remedy(name: str, known: Sequence[str]) -> str:
+    if close := difflib.get_close_matches(name, known, n=1):
+        return f"did you mean {close[0]!r}?"
+    return f"there are {', '.join(known)}" if known else "it tells of none"
+
+
+def timeline(journal: Connection, selection: Selection) -> Iterator[str]:
+    """The events of a selection as lines for people, a page at a time."""
+    seq_width = len(str(last_seq(journal)))
+    names = selection.services or service_names(journal)
+    service_width = max(map(len, names), default=1)
+    for records in pages(journal, selection):
+        yield "\n".join(
+            line(event_record(record), seq_width=seq_width, service_width=service_width)
+            for record in records
+        )
+
+
+def events_json(journal: Connection, selection: Selection) -> Iterator[str]:
+    """The events of a selection as lines of JSON, a page at a time."""
+    for records in pages(journal, selection):
+        yield "\n".join(_encode(event_record(record)).decode() for record in records)
+
+
+# --- the services at a moment ---------------------------------------------------------------------
+
+
+class Then(NamedTuple):
+    """The services as event `seq`, which happened at `at_ns` (UTC), left them; `seq` 0 is before the first."""
+
+    seq: int
+    at_ns: int
+    supervised: bool
+    services: list[ServiceRecord]
+
+
+def then(journal: Connection, at: Moment | int, services: Sequence[str]) -> Then:
+    """The services at a moment, or after the event of a number. JournalError where that is not there."""
+    last = _seq(journal, at)
+    projection, at_ns = Projection(), 0
+    for records in pages(journal, Selection(last=last)):
+        _fold(projection, records)
+        at_ns = records[-1].at_ns
+    chosen = [s for s in projection.in_order() if not services or s.name in services]
+    found = [service_record(service) for service in chosen]
+    return Then(projection.seq, at_ns, not projection.orderly, found)
+
+
+def _seq(journal: Connection, at: Moment | int) -> int:
+    if isinstance(at, Moment):
+        return last_seq_at(journal, at.last_ns)
+    if at > (last := last_seq(journal)):
+        raise JournalError(f"it has no event {at}: its last is event {last}")
+    return at
+
+
+def _fold(projection: Projection, records: Sequence[Record]) -> None:
+    try:
+        projection.fold(records)
+    except (
+        KeyError,
+        AssertionError,
+    ):  # no registry wrote this: a service that was never defined, say
+        raise JournalError(
+            f"event {projection.seq + 1} does not follow from those before it; --verify says more"
+        ) from None
+
+
+def services_json(state: Then) -> str:
+    """The services as an array of JSON."""
+    return _encode(state.services).decode()
+
+
+def services_text(state: Then) -> Iterator[str]:
+    """The services as a table, under a line that says when."""
+    if not state.seq:
+        yield "before the first event"
+        return
+    idle = "" if state.supervised else ", no registry running"
+    yield f"after event {state.seq}, {rfc3339(state.at_ns)}{idle}"
+    if state.services:
+        yield from _table([msgspec.structs.asdict(service) for service in state.services])
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Aligned columns; one in which no row says anything is left out."""
+    columns = [
+        [
+            name.replace("_", " ").upper(),
+            *("-" if row[name] is None else str(row[name]) for row in rows),
+        ]
+        for name in rows[0]
+        if any(row[name] is not None for row in rows)
+    ]
+    widths = [max(map(len, column)) for column in columns]
+    for cells in zip(*columns, strict=True):
+        padded = (f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
+        yield "  ".join(padded).rstrip()
+
+
+# --- the verdict ----------------------------------------------------------------------------------
+
+
+def verdict_text(path: Path, verdict: Verdict, head: str | None) -> str:
+    """What verification found, and whether the hash asked for was among the events."""
+    if verdict.trouble is not None:
+        return f"journal {path}: {verdict.trouble}; {_trusted(verdict)}{_where(verdict, head)}"
+    found = f"journal {path}: {verdict.seq} events, head {verdict.hash or 'none'}"
+    if head is not None and verdict.head_seq is None:
+        return (
+            f"{found}: no event has the hash {head};"
+            " events were cut off the end, or all of them rewritten"
+        )
+    return f"{found}: intact{_where(verdict, head)}"
+
+
+def is_sound(verdict: Verdict, head: str | None) -> bool:
+    """True when every event can be trusted, and the hash asked for is that of one."""
+    return verdict.trouble is None and (head is None or verdict.head_seq is not None)
+
+
+def _trusted(verdict: Verdict) -> str:
+    match verdict.seq:
+        case 0:
+            return "no event can be trusted"
+        case 1:
+            return "event 1 can still be trusted"
+        case last:
+            return f"events 1 to {last} can still be trusted"
+
+
+def _where(verdict: Verdict, head: str | None) -> str:
+    if head is None:
+        return ""
+    if verdict.head_seq is None:
+        return f", and none of them has the hash {head}"
+    return f"; {head} is event {verdict.head_seq}"

@@ -1,0 +1,200 @@
+"""The command `circle-replay`: what happened, what was, and whether the journal can be trusted.
+
+Answers go to stdout, remarks and complaints to stderr. Exit status 0; 1 where the journal cannot be read
+or trusted, or does not hold what was asked for; 2 for a wrong command line.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import time
+from contextlib import closing
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+from click.core import ParameterSource
+
+from registry.journal import JournalError
+from registry.journal.read import Selection, doubt, open_for_reading, verify
+
+from . import answers
+from .moments import EXAMPLES, Moment, moment
+
+if TYPE_CHECKING:
+    from sqlite3 import Connection
+
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit status after Ctrl-C, as shells have it."""
+
+HELP = """What happened, read from the file JOURNAL: no running registry is needed, nor disturbed.
+
+Without options: every event, oldest first. `<- #12` names the event that led to it.
+
+\b
+A TIME is in UTC where it does not say otherwise:
+  2026-01-02T03:04:05Z   2026-01-02T03:04:05.678+01:00   "2026-01-02 03:04:05"
+  03:14   03:14:07       today, UTC
+  "2 hours ago"   5m ago   (s, m, h, d)
+It stands for all that it names: 03:14:07 for that whole second, 03:14:07.678 for that millisecond.
+
+Where the clock was set back, times do not follow the order of events: --since and --until choose by
+each event's own time, and --at TIME means the state after the last event, in sequence, that is not
+later than TIME.
+
+A live journal is the file and the -wal beside it: copy both.
+
+Exit status: 0; 1 where the journal cannot be read or trusted, or does not hold what was asked for;
+2 for a wrong command line."""
+
+
+def _time(_ctx: click.Context, _param: click.Parameter, text: str | None) -> Moment | None:
+    found = moment(text, time.time_ns()) if text is not None else None
+    if text is not None and found is None:
+        raise click.BadParameter(f"{text!r} is not a time; write for example {EXAMPLES}")
+    return found
+
+
+def _time_or_seq(
+    ctx: click.Context, param: click.Parameter, text: str | None
+) -> Moment | int | None:
+    if match := re.fullmatch(r"seq:(\d{1,18})", text or ""):
+        return int(match[1])
+    try:
+        return _time(ctx, param, text)
+    except click.BadParameter as error:
+        raise click.BadParameter(f"{error.message}, or seq:57 for an event") from None
+
+
+def _hash(_ctx: click.Context, _param: click.Parameter, text: str | None) -> str | None:
+    if text is not None and not re.fullmatch(r"[0-9a-fA-F]{40}", text):
+        raise click.BadParameter(f"{text!r} is not a hash, which has 40 hexadecimal digits")
+    return text.lower() if text is not None else None
+
+
+@click.command(
+    help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.argument("path", metavar="JOURNAL", type=click.Path(path_type=Path))
+@click.option(
+    "--at", callback=_time_or_seq, metavar="TIME|seq:N", help="The state of every service then."
+)
+@click.option(
+    "--service", "-s", "services", multiple=True, metavar="NAME", help="Only NAME; repeatable."
+)
+@click.option("--since", callback=_time, metavar="TIME", help="Only events from TIME on.")
+@click.option("--until", callback=_time, metavar="TIME", help="Only events up to TIME.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="A line an event; with --at an array of services."
+)
+@click.option(
+    "--verify", "wants_verdict", is_flag=True, help="Say whether every event is as it was written."
+)
+@click.option(
+    "--head",
+    callback=_hash,
+    metavar="HASH",
+    help="With --verify: the hash of an event, noted earlier; shows a cut tail or a rewrite.",
+)
+@click.pass_context
+def replay(
+    ctx: click.Context,
+    *,
+    path: Path,
+    at: Moment | int | None,
+    services: tuple[str, ...],
+    since: Moment | None,
+    until: Moment | None,
+    as_json: bool,
+    wants_verdict: bool,
+    head: str | None,
+) -> None:
+    """Choose the answer; HELP says what there is."""
+    _refuse_nonsense(ctx)
+    try:
+        journal = open_for_reading(path)
+    except JournalError as error:
+        raise click.ClickException(str(error)) from None
+    try:
+        with closing(journal):
+            if remark := doubt(journal, path):
+                click.echo(f"{path}: {remark}", err=True)
+            if wants_verdict:
+                _verify(journal, path, head)
+            answers.refuse_unknown(journal, services)
+            if at is not None:
+                _services(answers.then(journal, at, services), as_json=as_json)
+            else:
+                _events(journal, _selection(services, since, until), as_json=as_json)
+    except JournalError as error:
+        raise click.ClickException(f"{path}: {error}") from None
+
+
+# What makes no sense together, and why
+_APART = {
+    "--verify": (
+        ("--at", "--service", "--since", "--until", "--json"),
+        "it looks at the whole journal",
+    ),
+    "--at": (("--since", "--until"), "it is one moment"),
+}
+
+
+def _refuse_nonsense(ctx: click.Context) -> None:
+    given = {
+        param.opts[0]
+        for param in ctx.command.params
+        if param.name and ctx.get_parameter_source(param.name) is ParameterSource.COMMANDLINE
+    }
+    for option, (others, why) in _APART.items():
+        for other in others:
+            if {option, other} <= given:
+                raise click.UsageError(f"{option} goes without {other}: {why}")
+    if "--head" in given and "--verify" not in given:
+        raise click.UsageError("--head goes with --verify: add it")
+
+
+def _selection(services: tuple[str, ...], since: Moment | None, until: Moment | None) -> Selection:
+    selection = Selection(services=services)
+    if since is not None:
+        selection = selection._replace(first_ns=since.first_ns)
+    if until is not None:
+        selection = selection._replace(last_ns=until.last_ns)
+    return selection
+
+
+def _events(journal: Connection, selection: Selection, *, as_json: bool) -> None:
+    answer = answers.events_json if as_json else answers.timeline
+    found = False
+    for page in answer(journal, selection):
+        click.echo(page)
+        found = True
+    if not found:
+        click.echo("no event is of that service and time", err=True)
+
+
+def _services(state: answers.Then, *, as_json: bool) -> None:
+    click.echo(answers.services_json(state) if as_json else "\n".join(answers.services_text(state)))
+
+
+def _verify(journal: Connection, path: Path, head: str | None) -> NoReturn:
+    verdict = verify(journal, head)
+    click.echo(answers.verdict_text(path, verdict, head))
+    sys.exit(0 if answers.is_sound(verdict, head) else 1)
+
+
+def main() -> None:
+    """Run the command: one sentence for what is wrong, nothing for Ctrl-C or a closed pipe."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if isinstance(sys.stdout, TextIOWrapper):  # whatever the locale cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        replay.main(prog_name="circle-replay", standalone_mode=False)
+    except click.ClickException as error:
+        click.echo(f"circle-replay: {error.format_message()}", err=True)
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(INTERRUPTED)
