@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -77,9 +78,9 @@ def _serve(config: object, path: Path, *, as_json: bool) -> int:
     log.start()
     try:
         serve(config, lambda: f"Loaded {count} service{'' if count == 1 else 's'} from {path}")
-    except (Held, JournalError, SocketError, OSError) as error:
+    except (Held, JournalError, SocketError, OSError, ValueError) as error:
+        logging.getLogger("registry").error("%s", error)
         log.stop()
-        print(f"service-registry: {error}", file=sys.stderr)
         return EX_UNAVAILABLE
     log.stop()
     return 0

@@ -57,7 +57,6 @@ class Client:
         self.path = path or default_socket()
         self.timeout_s = timeout_s
         self._lines: _Lines | None = None
-        self._last_id = 0
 
     def __enter__(self) -> Client:
         return self
@@ -75,22 +74,23 @@ class Client:
         """The data of the answer. Raises RegistryError; NotRunning when nobody is there to ask."""
         if self._lines is None:
             self._lines = _Lines(self.path, self.timeout_s)
-        self._last_id += 1
-        limit_s = self.timeout_s + _asked_to_wait_s(params)
         try:
-            self._lines.send(_request(action, params, self._last_id))
-            answer = self._lines.answer(self._last_id, limit_s)
+            self._lines.send(_request(action, params))
+            answer = self._lines.next(self.timeout_s + _asked_to_wait_s(params))
         except BaseException:
             # What comes later would be taken for the answer to something else.
             self.close()
             raise
+        if answer is None:
+            self.close()
+            raise _disconnected()
         return _data(answer)
 
     def stream(self, action: str, **params: Any) -> Generator[Any, None, None]:
         """The pages of an action with `follow`, on a connection of their own, as long as they come."""
         lines = _Lines(self.path, self.timeout_s)
         try:
-            lines.send(_request(action, params, 0))
+            lines.send(_request(action, params))
             lines.end()
             while (answer := lines.next(None)) is not None:
                 yield _data(answer)
@@ -108,7 +108,6 @@ class AsyncClient:
         self.timeout_s = timeout_s
         self._turn = asyncio.Lock()
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        self._last_id = 0
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -144,10 +143,10 @@ class AsyncClient:
         """The pages of an action with `follow`, on a connection of their own, as long as they come."""
         reader, writer = await _open(self.path)
         try:
-            writer.write(_request(action, params, 0))
+            writer.write(_request(action, params))
             writer.write_eof()
             while line := await _line(reader):
-                yield _data(json.loads(line))
+                yield _data(_answer(line))
         finally:
             await _close(writer)
 
@@ -155,13 +154,11 @@ class AsyncClient:
         if self._streams is None:
             self._streams = await _open(self.path)
         reader, writer = self._streams
-        self._last_id += 1
-        writer.write(_request(action, params, self._last_id))
-        while line := await _line(reader):
-            answer = json.loads(line)
-            if _is_for(answer, self._last_id):
-                return _object(answer)
-        raise _disconnected()
+        writer.write(_request(action, params))
+        line = await _line(reader)
+        if not line:
+            raise _disconnected()
+        return _answer(line)
 
 
 class _Lines:
@@ -196,12 +193,6 @@ class _Lines:
         except OSError:
             pass  # refused in the middle: the answer that says why is still to be read
 
-    def answer(self, id_: int, timeout_s: float) -> dict[str, Any]:
-        while (answer := self.next(timeout_s)) is not None:
-            if _is_for(answer, id_):
-                return answer
-        raise _disconnected()
-
     def next(self, timeout_s: float | None) -> dict[str, Any] | None:
         """The next answer; None when the registry has closed the connection."""
         self._socket.settimeout(timeout_s)
@@ -211,7 +202,7 @@ class _Lines:
             raise _timed_out(timeout_s) from None
         except OSError:
             return None
-        return _object(json.loads(line)) if line.endswith(b"\n") else None
+        return _answer(line) if line.endswith(b"\n") else None
 
 
 async def _open(path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -238,16 +229,15 @@ async def _close(writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
 
-def _request(action: str, params: dict[str, Any], id_: int) -> bytes:
-    return json.dumps({"action": action, **params, "id": id_}).encode() + b"\n"
+def _request(action: str, params: dict[str, Any]) -> bytes:
+    return json.dumps({"action": action, **params}).encode() + b"\n"
 
 
-def _is_for(answer: Any, id_: int) -> bool:
-    """Whether an answer is to request `id_`. One without id refuses a request that was not read."""
-    return not isinstance(answer, dict) or answer.get("id", id_) == id_
-
-
-def _object(answer: Any) -> dict[str, Any]:
+def _answer(line: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        answer = None
     if not isinstance(answer, dict):
         raise RegistryError("disconnected", "what answered on the socket is not a registry")
     return answer

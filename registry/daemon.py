@@ -37,7 +37,7 @@ from registry.host.clock import Clock
 from registry.host.health import Attempt, Prober
 from registry.host.machine import Machine, phase
 from registry.host.process import Runner
-from registry.journal import Journal
+from registry.journal import Journal, JournalError
 from registry.journal.schema import SCHEMA_VERSION
 from registry.keeper.client import Keeper, Kept
 from registry.questions.narration import narrate
@@ -73,7 +73,10 @@ class Daemon:
                 self._registry.finish()
                 await asyncio.sleep(0)  # the last lines are told
                 telling.cancel()
-            await self._registry.write(ev.RegistryStopped())
+            try:
+                await self._registry.write(ev.RegistryStopped())
+            except JournalError as error:
+                _log.error("The last events are not in the journal: %s", error)
         _log.info("Service registry stopped")
 
     def _asked_to_end(self) -> None:
@@ -102,6 +105,7 @@ class Daemon:
             on_grew=growth.grew,
             on_output_ended=_tell_dropped,
             log=_log.warning,
+            splice=capabilities.splice,
         )
         stack.callback(keeper.close)
         prober = Prober(self._probed, phase)
@@ -156,7 +160,9 @@ class Daemon:
         """Say that we are here, take up what lives, declare what the file declares, begin."""
         before = self._registry.committed.started
         started = self._started(before)
-        created = [] if before else [ev.JournalCreated(journal_id=journal_id, schema=SCHEMA_VERSION)]
+        created = (
+            [] if before else [ev.JournalCreated(journal_id=journal_id, schema=SCHEMA_VERSION)]
+        )
         await self._registry.write(*created, started)
         cause = self._registry.committed.seq
         known = set(self._registry.committed.services)
@@ -180,7 +186,7 @@ class Daemon:
             fresh=False,
         )
         fresh = (
-            before is None or self._registry.committed.orderly or before.boot_id != started.boot_id
+            before is None or self._registry.committed.orderly or not _same_boot(before, started)
         )
         return msgspec.structs.replace(started, fresh=fresh)
 
@@ -215,7 +221,7 @@ class Daemon:
                 start = inp.Start(reason=Reason.AUTOSTART, cause=cause)
                 self._registry.declare(definition.name, start)
             else:
-                stop = inp.Stop(reason=Reason.SHUTDOWN, cause=cause)
+                stop = inp.Stop(reason=Reason.AUTOSTART, cause=cause)
                 self._registry.declare(definition.name, stop)
 
     # --- telling ----------------------------------------------------------------------------------
@@ -243,7 +249,12 @@ def _digest(definition: Definition, key: bytes) -> str:
 
 def _tell_dropped(service: str, run: int, dropped: int) -> None:
     if dropped:
-        _log.warning("%s: %d bytes of output of run %d were dropped, its log could not be written", service, dropped, run)
+        _log.warning(
+            "%s: %d bytes of output of run %d were dropped, its log could not be written",
+            service,
+            dropped,
+            run,
+        )
 
 
 def serve(config: Config, shown: Callable[[], str]) -> None:

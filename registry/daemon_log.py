@@ -33,7 +33,9 @@ class DaemonLog(logging.Handler):
         self._thread.start()
         logging.basicConfig(level=logging.WARNING, handlers=[self], force=True)
         logging.getLogger("registry").setLevel(logging.INFO)
-        logging.getLogger("transitions").setLevel(logging.ERROR)  # an input without a row is no news
+        logging.getLogger("transitions").setLevel(
+            logging.ERROR
+        )  # an input without a row is no news
 
     def stop(self) -> None:
         """Write what is left, for a bounded time."""

@@ -17,9 +17,14 @@ class Held(Exception):
 
 
 def lock(journal: Path) -> int:
-    """Hold the lock beside the journal for as long as the descriptor is open. Raises Held, OSError."""
+    """Hold the lock of the journal's folder for as long as the descriptor is open. Raises Held, OSError.
+
+    The folder's, not the journal's: key, gate and keeper are the folder's, too.
+    """
     journal.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(journal.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(
+        journal.with_name("registry.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+    )
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -35,8 +40,8 @@ def _holder(journal: Path, pid: str) -> str:
     program = proc.program(int(pid)) if pid.isdigit() else None
     who = f"process {pid}" + (f" ({program})" if program else "")
     return (
-        f"the journal {journal} is held by {who}: another registry runs on it;"
-        " ask it with circlectl, or name another [journal] path"
+        f"the folder of the journal {journal} is held by {who}: another registry runs on it;"
+        " ask it with circlectl, or name a [journal] path in another folder"
     )
 
 

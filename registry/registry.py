@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, Protocol
 
@@ -84,7 +84,11 @@ class Host(Protocol):
 
 
 class NotCommitted(Exception):
-    """A command may or may not be in the journal; the text says why."""
+    """A command was decided, but its commit failed: it will be in the journal if that can be written again."""
+
+
+class Unavailable(Exception):
+    """The journal cannot be written, so a command was not taken."""
 
 
 class ShuttingDown(Exception):
@@ -114,6 +118,7 @@ class Registry:
     def __init__(self, projection: Projection, journal: Journal, host: Host, clock: Clock) -> None:
         self.committed = projection
         self.degraded_since_ns: int | None = None
+        self.trouble = ""
         self.closing = False
         self.tallies: dict[tuple[str, str], checks.Tally] = {}
         self.recent: deque[ev.Record] = deque(maxlen=RECENT_MAX)
@@ -121,6 +126,7 @@ class Registry:
             seq=projection.seq,
             journal_id=projection.journal_id,
             services={name: _clone(service) for name, service in projection.services.items()},
+            last_runs=dict(projection.last_runs),
         )
         self._journal = journal
         self._host = host
@@ -128,6 +134,9 @@ class Registry:
         self._inbox: deque[_Item] = deque()
         self._arrived = asyncio.Event()
         self._finished = False
+        self._tasks: asyncio.TaskGroup | None = None
+        self._held: list[ev.Record] = []
+        self._retrying: asyncio.Task[None] | None = None
         self._commit_seen: asyncio.Future[None] | None = None
         self._timers: dict[str, tuple[Timer, TimerHandle]] = {}
         self._watched: dict[str, int] = {}
@@ -144,7 +153,7 @@ class Registry:
         self._put(_Item(service, given))
 
     async def command(self, service: str, given: inp.Command) -> Accepted:
-        """Ask for something; returns when it is durable. Raises ShuttingDown or NotCommitted."""
+        """Ask for something; returns when it is durable. Raises ShuttingDown, Unavailable, NotCommitted."""
         if self.closing:
             raise ShuttingDown("the registry is shutting down")
         answer: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
@@ -177,10 +186,15 @@ class Registry:
 
     async def run(self) -> None:
         """Decide, commit, perform: until `finish`. Not to be cancelled: a commit may be under way."""
-        while not self._finished:
-            await self._arrived.wait()
-            self._arrived.clear()
-            await self.drain()
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            while not self._finished:
+                await self._arrived.wait()
+                self._arrived.clear()
+                await self.drain()
+            if self._retrying is not None:
+                self._retrying.cancel()
+        self._tasks = None
 
     def finish(self) -> None:
         """Let `run()` return once it has worked off what has arrived."""
@@ -188,18 +202,16 @@ class Registry:
         self._arrived.set()
 
     async def drain(self) -> None:
-        """Work off what has arrived. Only while `run()` is not under way."""
+        """Work off what has arrived. Raises what the journal raises, but within `run()`."""
         while self._inbox:
             batch = [self._inbox.popleft() for _ in range(min(BATCH_MAX, len(self._inbox)))]
             await self._settle_batch(batch)
 
     async def write(self, *events: ev.Event) -> None:
         """Commit facts about the registry itself. Only while `run()` is not under way."""
-        records: list[ev.Record] = []
-        for event in events:
-            records.append(self._record(event, self._live.seq + 1 + len(records)))
+        records = [self._record(event, seq) for seq, event in enumerate(events, self._live.seq + 1)]
         self._live.fold(records)
-        await self._commit(records, [])
+        await self._keep(records)
 
     def _record(self, event: ev.Event, seq: int) -> ev.Record:
         now = self._clock.now()
@@ -209,17 +221,59 @@ class Registry:
         records: list[ev.Record] = []
         answers: list[tuple[asyncio.Future[Accepted], Accepted]] = []
         for item in batch:
+            if item.answer is not None and self.degraded_since_ns is not None:
+                _answer(item.answer, Unavailable(self.trouble))
+                continue
             decided = self._decide(item)
             records += decided
             if item.answer is not None:
                 answers.append((item.answer, self._accepted(item.service, decided)))
         if records:
-            await self._commit(records, [future for future, _accepted in answers])
+            await self._keep(records)
         for name in dict.fromkeys(item.service for item in batch):
             self._perform(name)
         for future, accepted in answers:
-            if not future.done():
-                future.set_result(accepted)
+            degraded = self.degraded_since_ns is not None and not accepted.already
+            _answer(future, NotCommitted(self.trouble) if degraded else accepted)
+
+    async def _keep(self, records: list[ev.Record]) -> None:
+        """Commit; while the journal cannot be written, hold: in order, and with the same numbers."""
+        self._held += records
+        if self.degraded_since_ns is None:
+            try:
+                await self._journal.append(self._held)
+                self._held = []
+            except Exception as error:
+                if self._tasks is None:
+                    raise
+                self._degrade(error, self._tasks)
+        self.committed.fold(records)
+        self.recent.extend(records)
+        if self._commit_seen is not None:
+            self._commit_seen.set_result(None)
+            self._commit_seen = None
+
+    def _degrade(self, error: Exception, tasks: asyncio.TaskGroup) -> None:
+        self.degraded_since_ns = self._clock.now().at_ns
+        self.trouble = str(error)
+        _log.error(
+            "%s; retrying. Until then this is not crash-safe, and commands are refused", error
+        )
+        self._retrying = tasks.create_task(self._retry())
+
+    async def _retry(self) -> None:
+        """Append what is held until nothing is; supervision goes on meanwhile."""
+        while self._held:
+            await asyncio.sleep(RETRY_S)
+            batch = list(self._held)
+            try:
+                await self._journal.append(batch)
+            except Exception as error:
+                self.trouble = str(error)
+            else:
+                del self._held[: len(batch)]
+        _log.warning("The journal can be written again, nothing is missing from it")
+        self.degraded_since_ns = self._retrying = None
 
     def _decide(self, item: _Item) -> list[ev.Record]:
         """One decision: what the input leads to, and the process that it asks for, behind its gate."""
@@ -227,8 +281,7 @@ class Registry:
         if service is None:
             if not isinstance(item.given, inp.Define):
                 return []
-            service = Service(definition=item.given.definition)
-            self._live.services[item.service] = service
+            service = self._live.add(item.given.definition)
         records = decide(service, item.given, self._place(None))
         self._advance(records)
         decision = records[0].decision if records else None
@@ -238,7 +291,7 @@ class Registry:
             self._advance(followed)
             records += followed
         if records and isinstance(records[-1].event, ev.Removed):
-            del self._live.services[item.service]
+            self._live.remove(item.service)
         return records
 
     def _advance(self, records: list[ev.Record]) -> None:
@@ -254,34 +307,6 @@ class Registry:
             return Accepted(name, decided[-1].seq if decided else 0, State.STOPPED, not decided)
         seq = decided[0].seq if decided else service.cause or 0
         return Accepted(name, seq, service.state, not decided)
-
-    async def _commit(
-        self, records: list[ev.Record], waiting: Iterable[asyncio.Future[Accepted]]
-    ) -> None:
-        """Append until it succeeds, in the same order with the same numbers; then fold and tell."""
-        while True:
-            try:
-                await self._journal.append(records)
-                break
-            except Exception as error:
-                self._degrade(error, waiting)
-                await asyncio.sleep(RETRY_S)
-        if self.degraded_since_ns is not None:
-            _log.warning("The journal can be written again")
-            self.degraded_since_ns = None
-        self.committed.fold(records)
-        self.recent.extend(records)
-        if self._commit_seen is not None:
-            self._commit_seen.set_result(None)
-            self._commit_seen = None
-
-    def _degrade(self, error: Exception, waiting: Iterable[asyncio.Future[Accepted]]) -> None:
-        if self.degraded_since_ns is None:
-            self.degraded_since_ns = self._clock.now().at_ns
-            _log.error("%s; retrying, commands are refused meanwhile", error)
-        for future in waiting:
-            if not future.done():
-                future.set_exception(NotCommitted(str(error)))
 
     # --- duties -----------------------------------------------------------------------------------
 
@@ -396,6 +421,15 @@ class Registry:
         for name, run in self._watched.items():
             self._host.unwatch(name, run)
         self._watched.clear()
+
+
+def _answer(future: asyncio.Future[Accepted], answer: Accepted | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
 
 
 def _clone(service: Service) -> Service:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import subprocess
 import sys
 import tempfile
 import uuid
@@ -20,6 +21,7 @@ from typing import TypeVar
 import pytest
 
 IN_CI = os.environ.get("CI") == "true"
+ROOT = Path(__file__).parents[1]
 MARK = "CIRCLEOSD_TEST_RUN"
 GRACE_S = 1.0
 TMP = Path("/tmp")
@@ -149,3 +151,37 @@ def _kill_unless_it_ends(pid: int) -> str | None:
         return description
     finally:
         os.close(process)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built by way of the source distribution, so that this one is known to be whole."""
+    folder = tmp_path_factory.mktemp("dist")
+    _install(sys.executable, "-m", "build", "--outdir", folder, ROOT, cwd=folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new environment outside the checkout with nothing but the wheel and its dependencies."""
+    folder = tmp_path_factory.mktemp("env")
+    _install(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
+    python = folder / "bin" / "python"
+    _install(
+        sys.executable, "-m", "pip", "--python", python, "install", "--quiet", wheel, cwd=folder
+    )
+    return folder
+
+
+def _install(*command: object, cwd: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    done = subprocess.run(
+        [str(part) for part in command],
+        check=False,
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

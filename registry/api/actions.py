@@ -151,10 +151,20 @@ ACTIONS: dict[str, Action] = {
             (ErrorCode.UNKNOWN_SERVICE,),
         ),
         Action(
-            "start", CommandParams, Role.OWNER, "Want services up.", _COMMAND_ANSWER, _COMMAND_ERRORS
+            "start",
+            CommandParams,
+            Role.OWNER,
+            "Want services up.",
+            _COMMAND_ANSWER,
+            _COMMAND_ERRORS,
         ),
         Action(
-            "stop", CommandParams, Role.OWNER, "Want services down.", _COMMAND_ANSWER, _COMMAND_ERRORS
+            "stop",
+            CommandParams,
+            Role.OWNER,
+            "Want services down.",
+            _COMMAND_ANSWER,
+            _COMMAND_ERRORS,
         ),
         Action(
             "restart",

@@ -46,7 +46,7 @@ from registry.questions.records import (
     rfc3339,
     service_record,
 )
-from registry.registry import Accepted, NotCommitted, Registry, ShuttingDown
+from registry.registry import Accepted, NotCommitted, Registry, ShuttingDown, Unavailable
 
 EVENTS_IN_STATUS = 10
 PAGE = 1000
@@ -57,7 +57,12 @@ class EventSource(Protocol):
     """What the handlers need of the journal."""
 
     async def read(
-        self, *, since: int = 0, service: str | None = None, type: str | None = None, limit: int = PAGE
+        self,
+        *,
+        since: int = 0,
+        service: str | None = None,
+        type: str | None = None,
+        limit: int = PAGE,
     ) -> list[Record]:
         """Records above `since`; the last of them where it is negative."""
 
@@ -141,7 +146,9 @@ class Handlers:
         ]
 
     def _checks(self, service: Service) -> list[dict[str, Any]]:
-        return [self._check(service, check.name, check.target) for check in service.definition.checks]
+        return [
+            self._check(service, check.name, check.target) for check in service.definition.checks
+        ]
 
     def _check(self, service: Service, name: str, target: str) -> dict[str, Any]:
         tally = self._registry.tallies.get((service.name, name))
@@ -199,16 +206,17 @@ class Handlers:
         ]
         return (records[:PAGE][-1].seq if records else seq), page
 
-    async def _logs(
-        self, params: LogsParams, _peer: Peer
-    ) -> list[str] | AsyncIterator[list[str]]:
+    async def _logs(self, params: LogsParams, _peer: Peer) -> list[str] | AsyncIterator[list[str]]:
         service = self._service(params.service)
         logs = service.definition.logs
         if logs is None:
             raise ApiError(
                 ErrorCode.NO_LOGS, f"service '{service.name}' keeps no logs: it says logs = false"
             )
-        path, lines = Path(LogTarget.of(logs, service.name).path), min(max(params.lines, 0), 100_000)
+        path, lines = (
+            Path(LogTarget.of(logs, service.name).path),
+            min(max(params.lines, 0), 100_000),
+        )
         if params.follow:
             return self._growth.follow(service.name, path, lines)
         return await asyncio.to_thread(tail, path, lines)
@@ -227,7 +235,12 @@ class Handlers:
             answer["platform"] = platform.platform()
             answer["sqlite"] = SQLITE_VERSION
             answer["capabilities"] = [
-                {"name": name, "available": getattr(self._capabilities, name), "what": what, "otherwise": other}
+                {
+                    "name": name,
+                    "available": getattr(self._capabilities, name),
+                    "what": what,
+                    "otherwise": other,
+                }
                 for name, (what, other) in FALLBACKS.items()
             ]
         return answer
@@ -236,12 +249,6 @@ class Handlers:
 
     def _command(self, make: Callable[[Actor], inp.Command]) -> Handler:
         async def handle(params: CommandParams, peer: Peer) -> Any:
-            if self._registry.degraded_since_ns is not None:
-                raise ApiError(
-                    ErrorCode.JOURNAL_UNAVAILABLE,
-                    "the journal cannot be written at the moment, so no command can be made durable;"
-                    " see the registry's log",
-                )
             actor = Actor(peer.uid, peer.pid, peer.program)
             names = self._names(params.service)
             asked = [self._ask(name, make(actor)) for name in names]
@@ -249,7 +256,9 @@ class Handlers:
             if any(isinstance(outcome, ApiError) for outcome in outcomes):
                 raise _partial(names, outcomes)
             accepted = [outcome for outcome in outcomes if isinstance(outcome, Accepted)]
-            return await self._settled(accepted, params.timeout) if params.wait else _items(accepted)
+            return (
+                await self._settled(accepted, params.timeout) if params.wait else _items(accepted)
+            )
 
         return handle
 
@@ -261,13 +270,22 @@ class Handlers:
             return error
         except ShuttingDown as error:
             return ApiError(ErrorCode.SHUTTING_DOWN, str(error))
+        except Unavailable as error:
+            return ApiError(
+                ErrorCode.JOURNAL_UNAVAILABLE,
+                f"no command can be made durable at the moment: {error}",
+            )
         except NotCommitted as error:
             return ApiError(ErrorCode.OUTCOME_UNKNOWN, str(error))
 
     async def _settled(self, accepted: list[Accepted], timeout_s: float) -> list[ServiceRecord]:
         def records() -> list[ServiceRecord]:
             services = self._registry.committed.services
-            return [service_record(services[each.service]) for each in accepted if each.service in services]
+            return [
+                service_record(services[each.service])
+                for each in accepted
+                if each.service in services
+            ]
 
         def all_settled() -> bool:
             services = self._registry.committed.services
@@ -287,7 +305,9 @@ class Handlers:
     def _heartbeat(self, params: HeartbeatParams, _peer: Peer) -> None:
         service = self._service(params.service)
         listening = [
-            check.name for check in service.definition.checks if check.target.startswith("heartbeat:")
+            check.name
+            for check in service.definition.checks
+            if check.target.startswith("heartbeat:")
         ]
         if not listening or params.check not in (None, *listening):
             known = f"it has {', '.join(listening)}" if listening else "it declares none"
@@ -309,7 +329,9 @@ class Handlers:
             return [service.name for service in self._registry.committed.in_order()]
         names = [given] if isinstance(given, str) else list(dict.fromkeys(given))
         if not names:
-            raise ApiError(ErrorCode.INVALID_PARAMS, 'service: no name is given; "all" means every service')
+            raise ApiError(
+                ErrorCode.INVALID_PARAMS, 'service: no name is given; "all" means every service'
+            )
         return names
 
     def _service(self, name: str) -> Service:
@@ -319,10 +341,16 @@ class Handlers:
         return service
 
     def _unknown(self, name: str) -> ApiError:
-        known = list(self._registry.committed.services)
+        known = [service.name for service in self._registry.committed.in_order()]
         close = difflib.get_close_matches(name, known, n=1)
-        hint = f", did you mean '{close[0]}'?" if close else "; list_services names those that there are"
-        return ApiError(ErrorCode.UNKNOWN_SERVICE, f"there is no service '{name[:64]}'{hint}")
+        hint = f"did you mean '{close[0]}'?" if close else f"there are {_shortened(known)}"
+        return ApiError(ErrorCode.UNKNOWN_SERVICE, f"there is no service '{name[:64]}', {hint}")
+
+
+def _shortened(names: list[str], most: int = 8) -> str:
+    if not names:
+        return "none at all"
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def _latest(times_ns: Iterable[int]) -> str | None:

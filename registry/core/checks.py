@@ -16,7 +16,14 @@ class Tally(msgspec.Struct, frozen=True):
 
 
 def count(
-    before: Tally | None, *, run: int, check: str, ok: bool, error: str | None, latency_ns: int, at_ns: int
+    before: Tally | None,
+    *,
+    run: int,
+    check: str,
+    ok: bool,
+    error: str | None,
+    latency_ns: int,
+    at_ns: int,
 ) -> tuple[Tally, Probed]:
     """Add one result to a tally; the new tally, and the observation it makes."""
     streak = before.streak if before else None

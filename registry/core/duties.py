@@ -10,7 +10,7 @@ import msgspec
 from registry.core.inputs import Observation, RestartTimerDue, StartTimerDue
 from registry.core.lifecycle import State
 from registry.core.restarts import NS
-from registry.core.service import HAS_RUN, Service
+from registry.core.service import HAS_RUN, Service, start_due_ns
 
 
 class StopDuty(msgspec.Struct, frozen=True):
@@ -59,9 +59,7 @@ def duties(service: Service) -> Duties:
 
 
 def _start_timer(service: Service) -> Timer:
-    assert service.started_ns is not None
-    due_ns = service.started_ns + int(service.definition.start_timeout_s * NS)
-    return Timer(due_ns, StartTimerDue(run=service.run))
+    return Timer(start_due_ns(service), StartTimerDue(run=service.run))
 
 
 def _stop(service: Service) -> StopDuty:

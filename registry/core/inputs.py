@@ -94,11 +94,15 @@ class Probed(Observation, frozen=True):
 
 
 class ProcessExited(Observation, frozen=True):
-    """The main process is gone. `launch_failure` is set where it never executed its program."""
+    """The main process is gone; `killed` processes of its group needed SIGKILL.
+
+    `launch_failure` is set where it never executed its program.
+    """
 
     exit_code: int | None = None
     signal: int | None = None
     group_empty: bool = True
+    killed: int = 0
     never_ran: bool = False
     launch_failure: Reason | None = None
     message: str | None = None
@@ -109,6 +113,7 @@ class ProcessLost(Observation, frozen=True):
     """The main process is gone, and nobody knows how it ended."""
 
     group_empty: bool = True
+    killed: int = 0
 
 
 class GroupGone(Observation, frozen=True):

@@ -95,11 +95,13 @@ def _bound_for(dest: State) -> Any:
     return guard
 
 
-def _rebinds(dest: State) -> Any:
-    def guard(service: Service, _given: Any) -> bool:
-        return service.bound is not dest or service.wanted is (dest is State.STOPPED)
+def _starts_after(service: Service, _given: Any) -> bool:
+    return not service.removing and (service.bound is not State.STARTING or not service.wanted)
 
-    return guard
+
+def _ends_after(service: Service, reason: Any) -> bool:
+    removes = reason is Reason.REMOVED and not service.removing
+    return removes or service.bound is not State.STOPPED or service.wanted
 
 
 def _changes_wish(service: Service, _given: Any) -> bool:
@@ -122,13 +124,13 @@ _HAS_RUN = [_S.STARTING, _S.RUNNING, _S.STOPPING]
 ROWS: list[list[Any]] = [
     # trigger, from, to (= is the same), guard
     ["start", _DOWN, _S.STARTING],
-    ["start", _S.STOPPING, "=", _rebinds(_S.STARTING)],
+    ["start", _S.STOPPING, "=", _starts_after],
     ["restart", _DOWN, _S.STARTING],
     ["restart", _UP, _S.STOPPING],
-    ["restart", _S.STOPPING, "=", _rebinds(_S.STARTING)],
+    ["restart", _S.STOPPING, "=", _starts_after],
     ["stop", _UP, _S.STOPPING],
     ["stop", _DOWN, _S.STOPPED, _changes_wish],
-    ["stop", _S.STOPPING, "=", _rebinds(_S.STOPPED)],
+    ["stop", _S.STOPPING, "=", _ends_after],
     ["reset", _S.FAILED, _S.STOPPED],
     ["reset", [_S.STOPPED, _S.RESTARTING, *_HAS_RUN], "="],
     ["restart_due", _S.RESTARTING, _S.STARTING],
@@ -162,7 +164,10 @@ COMMANDS = ("start", "restart", "stop", "reset")
 
 
 def _machine() -> Machine:
-    rows = [[trigger, source, dest, *([[guard[0]]] if guard else [])] for trigger, source, dest, *guard in ROWS]
+    rows = [
+        [trigger, source, dest, *([[guard[0]]] if guard else [])]
+        for trigger, source, dest, *guard in ROWS
+    ]
     return Machine(
         model=None,
         states=list(State),
@@ -196,6 +201,8 @@ MOVES: dict[tuple[str, State], frozenset[State]] = _table()
 
 def move(service: Service, trigger: str, given: Any = None) -> State | None:
     """Move `service` by the row for `trigger`; the new state, or None where no row applies."""
+    if (event_type(trigger), service.state) not in MOVES:
+        return None
     moved = MACHINE.events[trigger].trigger(service, service, given)
     return service.state if moved else None
 

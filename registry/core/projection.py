@@ -7,11 +7,17 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from registry.core import events as ev
+from registry.core.definition import Definition
+from registry.core.lifecycle import Reason
 from registry.core.service import Service, evolve
 
 
 class Projection(msgspec.Struct):
-    """The fold of a journal up to `seq`."""
+    """The fold of a journal up to `seq`.
+
+    `orderly` says that a shutdown has begun, done or not: what is wanted next is autostart's to say.
+    `last_runs` are those of services that are no longer declared.
+    """
 
     seq: int = 0
     journal_id: str = ""
@@ -19,6 +25,7 @@ class Projection(msgspec.Struct):
     started_at_ns: int = 0
     orderly: bool = True
     services: dict[str, Service] = {}
+    last_runs: dict[str, int] = {}
 
     def fold(self, records: Iterable[ev.Record]) -> None:
         """Take in further records, in order. An event that nobody knows is an error, not a gap."""
@@ -38,15 +45,30 @@ class Projection(msgspec.Struct):
             case ev.RegistryStopped():
                 self.orderly = True
             case ev.Removed():
-                self.services.pop(record.service or "", None)
+                self.remove(record.service or "")
             case _:
+                self.orderly |= (
+                    isinstance(event, ev.StopRequested) and event.reason is Reason.SHUTDOWN
+                )
                 evolve(self._service(record), record)
 
     def _service(self, record: ev.Record) -> Service:
         name = record.service or ""
         if isinstance(record.event, ev.Defined) and name not in self.services:
-            self.services[name] = Service(definition=record.event.definition)
+            self.add(record.event.definition)
         return self.services[name]
+
+    def add(self, definition: Definition) -> Service:
+        """A service that is declared now; the numbers of its earlier runs, if any, are not used again."""
+        service = Service(definition=definition, run=self.last_runs.pop(definition.name, 0))
+        self.services[definition.name] = service
+        return service
+
+    def remove(self, name: str) -> None:
+        """Forget a service, but for the number of its last run."""
+        gone = self.services.pop(name, None)
+        if gone is not None:
+            self.last_runs[name] = gone.run
 
     def in_order(self) -> Iterator[Service]:
         """The services as the file lists them."""

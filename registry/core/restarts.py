@@ -46,9 +46,11 @@ def within_window(times_ns: tuple[int, ...], restart: Restart, now_ns: int) -> t
 
 def is_exhausted(times_ns: tuple[int, ...], restart: Restart, now_ns: int) -> bool:
     """True when one more restart would be beyond the limit."""
-    return restart.limit is not None and len(within_window(times_ns, restart, now_ns)) >= restart.limit
+    return (
+        restart.limit is not None and len(within_window(times_ns, restart, now_ns)) >= restart.limit
+    )
 
 
-def is_forgiven(running_since_ns: int | None, now_ns: int) -> bool:
-    """True when a run that became ready at `running_since_ns` was up long enough to end the row."""
-    return running_since_ns is not None and now_ns - running_since_ns >= FORGIVEN_AFTER_S * NS
+def is_forgiven(ran_ns: int) -> bool:
+    """True when a run that was Running for `ran_ns` ends the row."""
+    return ran_ns >= FORGIVEN_AFTER_S * NS

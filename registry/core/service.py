@@ -41,7 +41,11 @@ class CheckState(msgspec.Struct):
 
 
 class Service(msgspec.Struct):
-    """A definition plus its tracked state. Times ending in `_ns` are CLOCK_BOOTTIME, `since_ns` is UTC."""
+    """A definition plus its tracked state.
+
+    Times ending in `_ns` are CLOCK_BOOTTIME, but `since_ns` and `restart_at_ns` are UTC. `watched_ns` is from
+    when the start timeout counts: the spawn, or its adoption. `ran_ns` is how long its latest run was Running.
+    """
 
     definition: Definition
     digest: str = ""
@@ -53,8 +57,9 @@ class Service(msgspec.Struct):
     run: int = 0
     pid: int | None = None
     start_time: int | None = None
-    started_ns: int | None = None
+    watched_ns: int | None = None
     running_ns: int | None = None
+    ran_ns: int = 0
     bound: State | None = None
     bound_reason: Reason = Reason.REQUESTED
     attempt: int = 0
@@ -81,6 +86,12 @@ class Service(msgspec.Struct):
         return code in self.definition.success_exit_codes
 
 
+def start_due_ns(service: Service) -> int:
+    """When the start timeout of a spawned run is over (CLOCK_BOOTTIME)."""
+    assert service.watched_ns is not None
+    return service.watched_ns + int(service.definition.start_timeout_s * restarts.NS)
+
+
 # --- the fold -------------------------------------------------------------------------------------
 
 
@@ -98,6 +109,8 @@ def _enter(service: Service, event: ev.Moved, record: ev.Record) -> None:
     if event.dest is not event.source or service.since_ns == 0:
         service.since_ns = record.at_ns
         service.moved_ns = record.mono_ns
+    if event.source is State.RUNNING is not event.dest and service.running_ns is not None:
+        service.ran_ns = record.mono_ns - service.running_ns
     if event.dest not in HAS_RUN:
         service.pid = service.start_time = service.bound = None
     if event.dest is not State.RESTARTING:
@@ -140,8 +153,12 @@ def _reset(service: Service, event: Any, _record: ev.Record) -> None:
 def _spawned(service: Service, event: Any, record: ev.Record) -> None:
     assert record.run is not None
     service.run, service.pid, service.start_time = record.run, event.pid, event.start_time
-    service.started_ns, service.running_ns = record.mono_ns, None
+    service.watched_ns, service.running_ns, service.ran_ns = record.mono_ns, None, 0
     service.checks, service.message = {}, None
+
+
+def _adopted(service: Service, _event: Any, record: ev.Record) -> None:
+    service.watched_ns = record.mono_ns  # time that nobody watched is not charged
 
 
 def _messaged(service: Service, event: Any, _record: ev.Record) -> None:
@@ -180,6 +197,8 @@ def _probe_changed(service: Service, event: Any, record: ev.Record) -> None:
 
 def _exited(service: Service, event: Any, record: ev.Record) -> None:
     _ended(service, event, record, event.exit_code, event.signal)
+    if event.never_ran and event.source is not State.STOPPING is event.dest:
+        service.bound_reason = Reason.NEVER_RAN
     if event.message:
         service.message = event.message
 
@@ -212,12 +231,14 @@ def end_reason(exit_code: int | None, signal: int | None, *, clean: bool) -> Rea
 
 def _restart_scheduled(service: Service, event: Any, record: ev.Record) -> None:
     charged = event.reason is not Reason.NEVER_RAN
-    service.attempt = event.attempt
+    service.attempt, service.ran_ns = event.attempt, 0
     service.restarts += charged
     service.restart_due_ns = event.due_ns
     service.restart_at_ns = record.at_ns + event.due_ns - record.mono_ns
     if charged and service.definition.restart.limit is not None:
-        kept = restarts.within_window(service.restart_times_ns, service.definition.restart, record.mono_ns)
+        kept = restarts.within_window(
+            service.restart_times_ns, service.definition.restart, record.mono_ns
+        )
         service.restart_times_ns = (*kept, record.mono_ns)
 
 
@@ -243,6 +264,7 @@ _FOLDS: dict[type[ev.Event], Callable[[Service, Any, ev.Record], None]] = {
     ev.Exited: _exited,
     ev.Lost: _lost,
     ev.RestartScheduled: _restart_scheduled,
+    ev.Adopted: _adopted,
     ev.RegistryStarted: _registry_started,
 }
 
@@ -295,7 +317,7 @@ class _Decision:
             mono_ns=self.place.now.mono_ns,
             decision=self.place.decision or self.place.seq,
             service=self.service.name,
-            run=run if run is not None else self.service.run or None,
+            run=(self.service.run if run is None else run) or None,
             cause=self.records[-1].seq if self.records else cause,
             actor=self.actor,
             event=event,
@@ -316,14 +338,24 @@ def decide(service: Service, given: inp.Input, place: Place) -> list[ev.Record]:
     return decision.records
 
 
+_OF_A_PROCESS = (
+    inp.GateOpened
+    | inp.StartTimerDue
+    | inp.Probed
+    | inp.ProcessExited
+    | inp.ProcessLost
+    | inp.ProcessFound
+)
+_OF_A_SPAWN = inp.SpawnSucceeded | inp.SpawnRefused
+
+
 def _concerns(service: Service, given: inp.Observation) -> bool:
-    """An observation counts for the present run; that of a spawn for the next one."""
-    expected = service.run
-    if isinstance(given, inp.SpawnSucceeded | inp.SpawnRefused):
-        if service.pid is not None:
-            return False
-        expected += 1
-    return given.run == expected
+    """An observation counts for the present run while it has its process; that of a spawn for the next."""
+    if isinstance(given, _OF_A_SPAWN):
+        return service.pid is None and given.run == service.run + 1
+    if isinstance(given, _OF_A_PROCESS) and service.pid is None:
+        return False
+    return given.run == service.run
 
 
 def _command(decision: _Decision, given: inp.Command) -> None:
@@ -332,17 +364,20 @@ def _command(decision: _Decision, given: inp.Command) -> None:
         case inp.Start(reason=reason):
             decision.move("start", ev.StartRequested, reason, cause=given.cause)
         case inp.Stop(reason=reason):
-            decision.move("stop", ev.StopRequested, reason, cause=given.cause)
+            decision.move("stop", ev.StopRequested, reason, given=reason, cause=given.cause)
         case inp.Restart():
-            decision.move("restart", ev.RestartRequested, Reason.RESTART_REQUESTED, cause=given.cause)
+            decision.move(
+                "restart", ev.RestartRequested, Reason.RESTART_REQUESTED, cause=given.cause
+            )
         case inp.Reset():
             reason = Reason.RESET if service.state is State.FAILED else service.reason
             decision.move("reset", ev.ResetRequested, reason, cause=given.cause)
         case inp.Define():
             _define(decision, given)
         case inp.Remove():
-            if not decision.move("removed", ev.Removed, Reason.REMOVED, cause=given.cause):
-                decision.move("stop", ev.StopRequested, Reason.REMOVED, cause=given.cause)
+            reason = Reason.REMOVED
+            if not decision.move("removed", ev.Removed, reason, cause=given.cause):
+                decision.move("stop", ev.StopRequested, reason, given=reason, cause=given.cause)
         case _:
             raise TypeError(f"no rule for command {type(given).__name__}")
 
@@ -352,7 +387,10 @@ def _define(decision: _Decision, given: inp.Define) -> None:
     fields: dict[str, Any] = {"definition": given.definition, "digest": given.digest}
     if not service.digest:
         decision.move("defined", ev.Defined, Reason.DEFINED, cause=given.cause, **fields)
-    elif service.digest != given.digest or service.definition != given.definition:
+    elif service.removing or (service.digest, service.definition) != (
+        given.digest,
+        given.definition,
+    ):
         decision.move("redefined", ev.Redefined, service.reason, cause=given.cause, **fields)
 
 
@@ -372,7 +410,12 @@ def _observed(decision: _Decision, given: inp.Observation) -> None:
             )
         case inp.SpawnRefused():
             if decision.move(
-                "spawn_failed", ev.SpawnFailed, given.reason, cause=service.cause, message=given.message
+                "spawn_failed",
+                ev.SpawnFailed,
+                given.reason,
+                cause=service.cause,
+                run=0,  # a run that never began has no number
+                message=given.message,
             ):
                 _after_end(decision)
         case inp.GateOpened():
@@ -397,15 +440,14 @@ def _observed(decision: _Decision, given: inp.Observation) -> None:
 
 
 def _start_timer_due(decision: _Decision) -> None:
-    service, now_ns = decision.service, decision.place.now.mono_ns
-    timeout_s = service.definition.start_timeout_s
-    if service.started_ns is not None and now_ns - service.started_ns >= timeout_s * restarts.NS:
+    service = decision.service
+    if start_due_ns(service) <= decision.place.now.mono_ns:
         decision.move(
             "start_timed_out",
             ev.StartTimedOut,
             Reason.START_TIMEOUT,
             cause=service.cause,
-            timeout_s=timeout_s,
+            timeout_s=service.definition.start_timeout_s,
         )
 
 
@@ -459,7 +501,7 @@ def _process_ended(decision: _Decision, given: inp.ProcessExited | inp.ProcessLo
     if service.state is not State.STOPPING:
         _after_end(decision)
     elif stopping and given.group_empty:
-        _group_gone(decision, killed=0)
+        _group_gone(decision, given.killed)
 
 
 def _journal_end(
@@ -528,6 +570,8 @@ def _after_end(decision: _Decision) -> None:
 def _may_restart(service: Service) -> bool:
     if service.reason in FOR_A_PERSON:
         return False
+    if service.reason is Reason.NO_RESOURCES:  # nothing ran, so no policy has anything to say of it
+        return True
     clean = service.state is State.STOPPED
     return restarts.wants_restart(service.definition.restart.policy, clean=clean)
 
@@ -544,7 +588,7 @@ def _restart(decision: _Decision) -> None:
             within_s=restart.within_s,
         )
         return
-    attempt = 1 if restarts.is_forgiven(service.running_ns, now_ns) else service.attempt + 1
+    attempt = 1 if restarts.is_forgiven(service.ran_ns) else service.attempt + 1
     chance = restarts.chance(decision.place.journal_id, service.name, service.run)
     delay_s = restarts.delay_s(restart, attempt, chance)
     if service.reason is Reason.NO_RESOURCES:  # at once would be the same answer

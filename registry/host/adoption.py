@@ -25,15 +25,24 @@ def has_ended(pidfd: int) -> bool:
     return bool(poll.poll(0))
 
 
+def lives(pid: int, start_time: int | None) -> bool:
+    """Whether the process with this pid and start time is there and no zombie. Raises OSError."""
+    stat = proc.stat(pid)
+    return stat is not None and stat.is_alive and stat.start_time == start_time
+
+
 def pidfd_of(pid: int, start_time: int | None) -> int | None:
     """A pidfd of the living process with this pid and start time; None where there is none such."""
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
         return None
-    # opened first, compared afterwards: so it cannot be a later process with the same number
-    stat = proc.stat(pid)
-    if stat is None or start_time is None or stat.start_time != start_time:
+    try:
+        # opened first, compared afterwards: so it cannot be a later process with the same number
+        is_it = lives(pid, start_time)
+    except OSError:
+        is_it = False
+    if not is_it:
         os.close(pidfd)
         return None
     return pidfd
@@ -43,8 +52,11 @@ def exit_of_stranger(
     pid: int, start_time: int | None, pidfd: int | None, capabilities: Capabilities
 ) -> int | None:
     """How a process ended that is not our child: its exit code, negative for a signal; None if unknown."""
-    stat = proc.stat(pid)
-    if stat is not None and stat.state == "Z" and stat.start_time == start_time:
+    try:
+        stat = proc.stat(pid)
+    except OSError:
+        stat = None
+    if stat is not None and not stat.is_alive and stat.start_time == start_time:
         return os.waitstatus_to_exitcode(stat.wait_status)
     if pidfd is not None and capabilities.pidfd_exit:
         return _reaped_exit(pidfd)

@@ -43,7 +43,7 @@ FALLBACKS: dict[str, tuple[str, str]] = {
     ),
     "pidfd": (
         "pidfds (Linux 5.3): a process that cannot be mistaken",
-        "pid and start time are compared before each signal; adopted processes are looked at every 50 ms",
+        "pid and start time are compared before each signal; what is not our child is looked at every 50 ms",
     ),
     "pidfd_group": (
         "signals to a group through a pidfd (Linux 6.9)",
@@ -59,7 +59,7 @@ FALLBACKS: dict[str, tuple[str, str]] = {
     ),
     "subreaper": (
         "orphans of services become our children (Linux 3.4)",
-        "leftovers are found by a scan of /proc and looked at every 50 ms",
+        "leftovers are found by a scan of /proc",
     ),
     "proc_children": (
         "/proc/PID/task/TID/children",
@@ -77,8 +77,13 @@ FALLBACKS: dict[str, tuple[str, str]] = {
 
 
 def detect(environment: Mapping[str, str]) -> Capabilities:
-    """What this machine can do, less what CIRCLEOSD_WITHOUT takes away."""
-    without = set(filter(None, environment.get("CIRCLEOSD_WITHOUT", "").split(",")))
+    """What this machine can do, less what CIRCLEOSD_WITHOUT takes away. ValueError: it names something else."""
+    words = environment.get("CIRCLEOSD_WITHOUT", "").split(",")
+    without = {word.strip() for word in words} - {""}
+    if unknown := without - _PROBES.keys():
+        raise ValueError(
+            f"CIRCLEOSD_WITHOUT names no capability by '{min(unknown)}'; those are: {', '.join(_PROBES)}"
+        )
     found = {name: name not in without and probe() for name, probe in _PROBES.items()}
     found["pidfd_group"] &= found["pidfd"]
     found["pidfd_exit"] &= found["pidfd"]

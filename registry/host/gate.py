@@ -8,6 +8,7 @@ a process that ended still tells whether it ever became something else.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import signal
@@ -20,8 +21,9 @@ from registry.host.launch import Launch, LaunchError
 
 GATE = "svc-gate"
 NEVER_RAN = 111
-# what stands between the gate and the program where a user changes or a variable has an odd name
-_STEPS = (GATE, "setpriv", "env")
+_ENV = "/usr/bin/env"
+# all but the two that nobody can change: what we ignore, or were started to ignore, is no service's concern
+_SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
 # Arguments: umask, cwd, argv. Builtins only; what the shell itself set is taken out of the environment.
 _SCRIPT = """\
@@ -33,6 +35,11 @@ exec "$@" </dev/null
 """
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# what dash or bash set themselves: "Shell Variables" of bash(1), and the same of dash(1)
+_SHELLS_OWN = re.compile(
+    r"_|BASH.*|CIRCLEOSD_GATE|COMP_WORDBREAKS|EPOCH(REALTIME|SECONDS)|HISTCMD|IFS|LINENO|OLDPWD"
+    r"|OPT(ERR|IND)|PPID|PS[124]|PWD|S?RANDOM|SHELLOPTS|SHLVL"
+)
 
 # sd-exec numbers, systemd.exec(5), and the shell's own 126 and 127
 _FAILURES: dict[int, tuple[Reason, str]] = {
@@ -44,10 +51,14 @@ _PASSING = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC
 
 
 class Gated(msgspec.Struct, frozen=True):
-    """A process at the gate: write a line to `gate` to let it through, close it to undo the spawn."""
+    """A process at the gate: write a line to `gate` to let it through, close it to undo the spawn.
+
+    `steps` are the names it goes by until it becomes its program.
+    """
 
     pid: int
     gate: int
+    steps: frozenset[str]
 
 
 def prepare(folder: Path) -> str:
@@ -64,8 +75,11 @@ def spawn(shell: str, launch: Launch, setpriv: str | None, output: str) -> Gated
 
     Raises LaunchError: with NO_RESOURCES where trying again later may help.
     """
-    argv, environment = _command(launch, setpriv)
-    read_end, write_end = os.pipe()
+    argv, environment = _command(launch, setpriv, counts_levels=_is_bash(shell))
+    try:
+        read_end, write_end = os.pipe()
+    except OSError as error:
+        raise refusal(error) from None
     try:
         pid = os.posix_spawn(
             shell,
@@ -78,15 +92,16 @@ def spawn(shell: str, launch: Launch, setpriv: str | None, output: str) -> Gated
             ],
             setsid=True,
             setsigmask=(),
-            # Python ignores these two, and a child would inherit that
-            setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
+            setsigdef=_SIGNALS,
         )
     except OSError as error:
         os.close(write_end)
         raise refusal(error) from None
     finally:
         os.close(read_end)
-    return Gated(pid, write_end)
+    before = argv[: len(argv) - len(launch.argv)]
+    programs = [os.path.basename(word) for word in before if word in (setpriv, _ENV)]
+    return Gated(pid, write_end, frozenset((GATE, *programs)))
 
 
 def refusal(error: OSError) -> LaunchError:
@@ -106,28 +121,47 @@ def open_gate(gate: int) -> bool:
     return True
 
 
-def launch_failure(comm: str | None, exit_code: int | None) -> tuple[Reason, str] | None:
+def launch_failure(
+    steps: frozenset[str], comm: str | None, exit_code: int | None
+) -> tuple[Reason, str] | None:
     """Why a process never became its program, or None where it did. `comm` is None where nobody can tell."""
-    if comm is not None and comm not in _STEPS:
+    if comm is not None and comm not in steps:
         return None
     return _FAILURES.get(exit_code or 0)
 
 
-def never_ran(comm: str | None, exit_code: int | None) -> bool:
-    """True when a process ended at the gate because nobody was left to open it."""
-    return exit_code == NEVER_RAN and (comm is None or comm == GATE)
+@functools.cache
+def _is_bash(shell: str) -> bool:
+    return os.path.basename(os.path.realpath(shell)) == "bash"
 
 
-def _command(launch: Launch, setpriv: str | None) -> tuple[list[str], dict[str, str]]:
+def _command(
+    launch: Launch, setpriv: str | None, *, counts_levels: bool
+) -> tuple[list[str], dict[str, str]]:
+    """What the shell is to execute, and its environment. A shell that `counts_levels` sets SHLVL at its exec."""
     argv = list(launch.argv)
-    # dash drops variables whose names are no identifiers: env(1) puts them back
-    odd = {name: value for name, value in launch.env.items() if not _IDENTIFIER.fullmatch(name)}
+    # a shell drops variables whose names are no identifiers, and changes its own: env(1) puts them back
+    odd = {name: value for name, value in launch.env.items() if not _is_plain(name)}
     plain = {name: value for name, value in launch.env.items() if name not in odd}
-    if odd:
-        argv = ["/usr/bin/env", *(f"{name}={value}" for name, value in odd.items()), *argv]
+    if odd or counts_levels:
+        argv = [*_assign(odd, argv[0]), *argv]
     if launch.uid is not None or launch.gid is not None:
         argv = [*_switch(launch, setpriv), *argv]
     return argv, plain
+
+
+def _is_plain(name: str) -> bool:
+    return bool(_IDENTIFIER.fullmatch(name)) and not _SHELLS_OWN.fullmatch(name)
+
+
+def _assign(variables: dict[str, str], program: str) -> list[str]:
+    if "=" in program:  # env(1) would take it for one more variable
+        raise LaunchError(
+            Reason.EXEC_FAILED,
+            f"{program} has a '=' in its path, which env cannot start; rename it",
+        )
+    assignments = [f"{name}={value}" for name, value in variables.items()]
+    return [_ENV, "-u", "SHLVL", "--", *assignments]
 
 
 def _switch(launch: Launch, setpriv: str | None) -> list[str]:

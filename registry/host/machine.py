@@ -16,7 +16,6 @@ from registry.core.duties import StopDuty
 from registry.core.inputs import (
     GateOpened,
     Observation,
-    ProcessExited,
     ProcessFound,
     ProcessLost,
     SpawnRefused,
@@ -27,7 +26,8 @@ from registry.host import adoption, gate, proc
 from registry.host.capabilities import Capabilities
 from registry.host.health import Prober, RunCommand
 from registry.host.launch import Launch, LaunchError, resolve
-from registry.host.process import Process, Runner
+from registry.host.members import Process
+from registry.host.process import Runner, ended
 
 
 def phase(service: str) -> float:
@@ -119,53 +119,48 @@ class Machine:
 
     def adopt(self, service: Service, pidfd: int | None, *, same_boot: bool) -> list[Observation]:
         """Take up a run that the journal calls alive, or find out how it ended. Takes over `pidfd`."""
-        pid, run = service.pid, service.run
         if not same_boot or not self._capabilities.proc:
-            return [] if pid is None else [ProcessLost(run=run)]
+            if pidfd is not None:
+                os.close(pidfd)
+            return [] if service.pid is None else [ProcessLost(run=service.run)]
         process = Process(
             service=service.name,
-            run=run,
-            pid=pid or 0,
-            mark=self.mark(service.name, run),
+            run=service.run,
+            pid=service.pid,
+            mark=self.mark(service.name, service.run),
             start_time=service.start_time,
             is_child=False,
             pidfd=pidfd,
         )
-        if pid is None:
-            return self._adopt_leftovers(process)
+        if (
+            process.pid is None
+        ):  # Stopping, its main process gone: the duty that follows ends the rest
+            self._runner.adopt_leftovers(process)
+            return []
+        return self._adopt_leader(service, process, process.pid)
+
+    def _adopt_leader(self, service: Service, process: Process, pid: int) -> list[Observation]:
         if process.pidfd is None and self._capabilities.pidfd:
-            process.pidfd = adoption.pidfd_of(pid, service.start_time)
-        if self._is_alive(process):
-            self._runner.adopt(process)
-            found: list[Observation] = [ProcessFound(run=run, pid=pid)]
-            stat = proc.stat(pid)
-            if stat is not None and stat.comm != gate.GATE:  # else it is about to end at its gate
-                found.append(GateOpened(run=run))
-            return found
-        return [self._end_of(process)]
+            process.pidfd = adoption.pidfd_of(pid, process.start_time)
+        stat = proc.stat(pid)
+        if stat is not None and stat.start_time != process.start_time:
+            stat = None  # another process, which has got the same number since
+        left_gate = stat is not None and stat.comm != gate.GATE
+        process.opened = left_gate or service.running_ns is not None
+        if not _lives(process, stat):
+            return [self._end_of(process, pid)]
+        process.is_child = stat is not None and stat.parent == os.getpid()
+        self._runner.adopt(process)
+        found: list[Observation] = [ProcessFound(run=process.run, pid=pid)]
+        return [*found, GateOpened(run=process.run)] if process.opened else found
 
-    def _is_alive(self, process: Process) -> bool:
-        if process.pidfd is not None:
-            return not adoption.has_ended(process.pidfd)
-        stat = proc.stat(process.pid)
-        return stat is not None and stat.is_alive and stat.start_time == process.start_time
-
-    def _end_of(self, process: Process) -> Observation:
-        code = adoption.exit_of_stranger(
-            process.pid, process.start_time, process.pidfd, self._capabilities
-        )
+    def _end_of(self, process: Process, pid: int) -> Observation:
+        code = adoption.exit_of_stranger(pid, process.start_time, process.pidfd, self._capabilities)
         empty = self._runner.adopt_leftovers(process)
-        if code is None:
-            return ProcessLost(run=process.run, group_empty=empty)
-        return ProcessExited(
-            run=process.run,
-            exit_code=code if code >= 0 else None,
-            signal=-code if code < 0 else None,
-            group_empty=empty,
-            never_ran=code == gate.NEVER_RAN,
-        )
+        return ended(process, code, group_empty=empty)
 
-    def _adopt_leftovers(self, process: Process) -> list[Observation]:
-        """Stopping, its main process gone: the rest is stopped by the duty that follows."""
-        self._runner.adopt_leftovers(process)
-        return []
+
+def _lives(process: Process, stat: proc.Stat | None) -> bool:
+    if process.pidfd is not None:
+        return not adoption.has_ended(process.pidfd)
+    return stat is not None and stat.is_alive

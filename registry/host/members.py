@@ -1,4 +1,8 @@
-"""Which processes belong to a run: its group, its session, and whatever carries its mark.
+"""A run's process and its group: who belongs to it, and signals that reach nobody else.
+
+A run's members are its session, which holds its group, and whatever carries its mark. Law 1: a group's number counts
+only while somebody verified holds it; once nobody does, it may be anybody's, and only the mark counts.
+Law 2: what cannot be looked at just now is not "empty".
 
 As a subreaper, the orphans of a service whose main process ended are our own children: a short list. For
 the others, and where there is no such list, every process is looked at.
@@ -6,49 +10,207 @@ the others, and where there is no such list, every process is looked at.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
 import os
+import signal
+import sys
 from collections.abc import Iterable, Iterator
 
-from registry.host import proc
-from registry.host.capabilities import Capabilities
+import msgspec
+
+from registry.host import adoption, proc
+from registry.host.capabilities import PIDFD_SIGNAL_PROCESS_GROUP, Capabilities
+
+GATE_LOOKS_MAX = 100
+"""How often an adopted process is looked at that seems to stand at its gate: it is about to leave it."""
+SCANS_MAX = 3
+"""How often the processes are gone through while some of them end meanwhile."""
+
+_log = logging.getLogger(__name__)
 
 
-class Census:
-    """Counts the living members of runs. `ours` are children that are known to belong to no leftover."""
+class Process(msgspec.Struct, eq=False):
+    """One run's process and what is left of its group. Mutable, and only the runner's.
+
+    `pid` is None where nobody knows it any more. `opened`: the gate has let it through. `known` are its
+    members when last looked at, by pid and start time.
+    """
+
+    service: str
+    run: int
+    pid: int | None
+    mark: str
+    start_time: int | None
+    is_child: bool
+    pidfd: int | None = None
+    gate: int | None = None
+    opened: bool = False
+    gate_looks: int = GATE_LOOKS_MAX
+    steps: frozenset[str] = frozenset()
+    leader_gone: bool = False
+    holds_number: bool = True
+    known: set[tuple[int, int]] = msgspec.field(default_factory=set)
+    stopping: bool = False
+    signal_number: int = signal.SIGTERM
+    killed: set[int | None] = msgspec.field(default_factory=set)
+    kill_timer: asyncio.TimerHandle | None = None
+    recheck: asyncio.TimerHandle | None = None
+    awaited: int | None = None
+
+
+class Groups:
+    """Looks at the groups of runs and signals them. `led` are the leaders that live: each has its own session."""
 
     def __init__(self, capabilities: Capabilities) -> None:
         self._capabilities = capabilities
+        self.led: set[int] = set()
 
-    def members(self, leader: int, mark: str, *, child: bool, ours: Iterable[int]) -> list[proc.Stat]:
-        """The living processes of the run that `leader` led, itself included; zombies do not count."""
+    # --- who belongs to a run ---------------------------------------------------------------------
+
+    def members(self, process: Process) -> list[proc.Stat]:
+        """The living processes of a run, its leader included; none without /proc. Raises OSError."""
         if not self._capabilities.proc:
             return []
-        pids = self._orphans(set(ours)) if child and self._has_orphans else proc.all_pids()
-        found = (proc.stat(pid) for pid in pids)
-        return [
-            stat
-            for stat in found
-            if stat is not None and stat.is_alive and _belongs(stat, leader, mark)
+        unsettled: set[int] = set()
+        for _scan in range(SCANS_MAX):
+            members, unsure = self._scan(process)
+            # what ended while it was looked at may have left children where we had looked before
+            if members or unsure <= unsettled:
+                break
+            unsettled |= unsure
+            os.sched_yield()
+        process.known = {(each.pid, each.start_time) for each in members}
+        if process.leader_gone:
+            process.holds_number = any(each.session == process.pid for each in members)
+        return members
+
+    def _scan(self, process: Process) -> tuple[list[proc.Stat], set[int]]:
+        members: list[proc.Stat] = []
+        unsure: set[int] = set()
+        for pid in self._candidates(process):
+            stat = proc.stat(pid)
+            belongs = self._belongs(process, stat) if stat is not None and stat.is_alive else None
+            if belongs is None:
+                unsure.add(pid)
+            elif belongs and stat is not None:
+                members.append(stat)
+        return members, unsure
+
+    def _belongs(self, process: Process, stat: proc.Stat) -> bool | None:
+        """None where it cannot be told: in the midst of an exec or of its end a process has no mark."""
+        if process.holds_number and stat.session == process.pid:
+            return True
+        if (stat.pid, stat.start_time) in process.known:
+            return True
+        if stat.session in self.led or stat.is_kernels:
+            return False
+        mark = proc.mark(stat.pid)
+        return None if mark is None else mark == process.mark
+
+    def _candidates(self, process: Process) -> Iterable[int]:
+        has_orphans = self._capabilities.subreaper and self._capabilities.proc_children
+        return (
+            self._descendants(process.pid) if process.is_child and has_orphans else proc.all_pids()
+        )
+
+    def _descendants(self, leader: int | None) -> Iterator[int]:
+        """Our descendants, but for those that other leaders hold."""
+        waiting = [
+            pid for pid in proc.children(os.getpid()) if pid == leader or pid not in self.led
         ]
-
-    @property
-    def _has_orphans(self) -> bool:
-        return self._capabilities.subreaper and self._capabilities.proc_children
-
-    def _orphans(self, ours: set[int]) -> Iterator[int]:
-        waiting = [pid for pid in proc.children(os.getpid()) if pid not in ours]
         while waiting:
             pid = waiting.pop()
             yield pid
             waiting.extend(proc.children(pid))
 
+    def look(self, process: Process) -> tuple[list[proc.Stat], bool]:
+        """The members that can be seen, and whether nothing is left of the run."""
+        try:
+            members = self.members(process)
+        except OSError:
+            return [], False
+        if self._capabilities.proc and process.pid is not None:
+            return members, not members
+        return members, not members and not self._group_exists(process)
 
-def _belongs(stat: proc.Stat, leader: int, mark: str) -> bool:
-    return stat.session == leader or stat.group == leader or proc.mark(stat.pid) == mark
+    def _group_exists(self, process: Process) -> bool:
+        """Whether the kernel knows a group of this number; zombies count."""
+        try:
+            if process.pidfd is not None and self._capabilities.pidfd_group:
+                signal.pidfd_send_signal(process.pidfd, 0, None, PIDFD_SIGNAL_PROCESS_GROUP)
+            elif process.pid is not None:
+                os.killpg(process.pid, 0)
+            else:
+                return False
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # somebody else's; on macOS: only zombies
+            return sys.platform != "darwin"
+        return True
+
+    def still_holds_number(self, process: Process) -> bool:
+        """Whether the group of a leader that ended unseen has members: then its number is still its own."""
+        return (
+            process.pidfd is not None
+            and self._capabilities.pidfd_group
+            and self._group_exists(process)
+        )
+
+    # --- signals ----------------------------------------------------------------------------------
+
+    def signal_group(self, process: Process, number: int) -> None:
+        """Signal whoever is in the group, where that is certainly the run's."""
+        try:
+            if process.pidfd is not None and self._capabilities.pidfd_group:
+                signal.pidfd_send_signal(process.pidfd, number, None, PIDFD_SIGNAL_PROCESS_GROUP)
+            elif process.pid is not None and self._is_ours(process):
+                os.killpg(process.pid, number)
+        except ProcessLookupError:
+            pass  # it is empty: that is what we want
+        except PermissionError as error:
+            _log.warning(
+                "cannot signal %s (PID %s): %s", process.service, process.pid, error.strerror
+            )
+
+    def _is_ours(self, process: Process) -> bool:
+        """Without a pidfd for the group, only a verified member says whose number it is."""
+        assert process.pid is not None
+        if process.is_child and (not process.leader_gone or not self._capabilities.proc):
+            return True
+        try:
+            if not process.leader_gone:
+                return adoption.lives(process.pid, process.start_time)
+            self.members(process)
+        except OSError:
+            return False
+        return process.holds_number
+
+    def signal_strays(self, process: Process, members: Iterable[proc.Stat], number: int) -> None:
+        """Signal those members that left the group."""
+        for member in members:
+            if member.group != process.pid:
+                self._signal_member(member, number)
+
+    def _signal_member(self, member: proc.Stat, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if self._capabilities.pidfd:
+                pidfd = adoption.pidfd_of(member.pid, member.start_time)
+                if pidfd is not None:
+                    try:
+                        signal.pidfd_send_signal(pidfd, number)
+                    finally:
+                        os.close(pidfd)
+            elif adoption.lives(member.pid, member.start_time):
+                os.kill(member.pid, number)
 
 
 def owner_of(pid: int, leaders: dict[int, str]) -> str | None:
-    """The service that a process belongs to: by session, group, or a living ancestor that leads one."""
+    """The service that a process belongs to: by session, group, or a living ancestor that leads one.
+
+    Raises OSError.
+    """
     for _generation in range(64):
         stat = proc.stat(pid)
         if stat is None:

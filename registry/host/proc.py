@@ -1,4 +1,8 @@
-"""What /proc tells about processes. Every reader answers None or nothing for a process that is gone."""
+"""What /proc tells about processes. A reader answers None or nothing for a process that is gone.
+
+What could not be read for another reason (no descriptor free, no memory) raises OSError: it must not
+be taken for "gone".
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,11 @@ from pathlib import Path
 import msgspec
 
 MARK = "CIRCLEOSD_RUN"
+_PF_KTHREAD = 0x00200000  # linux/sched.h
 
 
 class Stat(msgspec.Struct, frozen=True):
-    """Fields of /proc/PID/stat, proc(5): `start_time` in clock ticks since boot, `wait_status` of a zombie."""
+    """Fields of /proc/PID/stat, proc(5): `start_time` in clock ticks since boot, `wait_status` once it ended."""
 
     pid: int
     comm: str
@@ -20,20 +25,27 @@ class Stat(msgspec.Struct, frozen=True):
     parent: int
     group: int
     session: int
+    flags: int
+    threads: int
     start_time: int
     wait_status: int
 
     @property
     def is_alive(self) -> bool:
         """False for a zombie, and for what is just being taken away."""
-        return self.state not in ("Z", "X", "x")
+        # a main thread that has ended shows as a zombie, too, while other threads go on
+        return self.state not in ("Z", "X", "x") or self.threads > 1
+
+    @property
+    def is_kernels(self) -> bool:
+        """Whether it is a thread of the kernel."""
+        return bool(self.flags & _PF_KTHREAD)
 
 
 def stat(pid: int) -> Stat | None:
-    """The state of a process, or None when there is none (or no /proc)."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
+    """The state of a process, or None when there is none (or no /proc). Raises OSError."""
+    text = _read(f"/proc/{pid}/stat")
+    if text is None:
         return None
     # comm may hold spaces and parentheses: it ends at the last one
     opened, closed = text.index(b"("), text.rindex(b")")
@@ -45,51 +57,48 @@ def stat(pid: int) -> Stat | None:
         parent=int(fields[1]),
         group=int(fields[2]),
         session=int(fields[3]),
+        flags=int(fields[6]),
+        threads=int(fields[17]),
         start_time=int(fields[19]),
         wait_status=int(fields[49]) if len(fields) > 49 else 0,
     )
 
 
 def mark(pid: int) -> str | None:
-    """The value of CIRCLEOSD_RUN in a process's environment at its exec, or None."""
-    try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
+    """The value of CIRCLEOSD_RUN in a process's environment at its exec, "" where that holds none.
+
+    None where there is no environment to see: the process is ending, executing a program just now, or
+    not ours to look at. Raises OSError.
+    """
+    environment = _read(f"/proc/{pid}/environ")
+    if not environment:
         return None
     prefix = f"{MARK}=".encode()
     for variable in environment.split(b"\0"):
         if variable.startswith(prefix):
             return variable[len(prefix) :].decode(errors="replace")
-    return None
+    return ""
 
 
 def children(pid: int) -> Iterator[int]:
-    """The pids of a process's children (needs CONFIG_PROC_CHILDREN, which distributions set)."""
+    """The pids of a process's children (needs CONFIG_PROC_CHILDREN, which distributions set). Raises OSError."""
     try:
         threads = os.listdir(f"/proc/{pid}/task")
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return
     for thread in threads:
-        try:
-            text = Path(f"/proc/{pid}/task/{thread}/children").read_bytes()
-        except OSError:
-            continue
-        yield from map(int, text.split())
+        yield from map(int, (_read(f"/proc/{pid}/task/{thread}/children") or b"").split())
 
 
-def all_pids() -> Iterator[int]:
-    """The pids of every process that we can see."""
-    try:
-        names = os.listdir("/proc")
-    except OSError:
-        return iter(())
-    return (int(name) for name in names if name.isdigit())
+def all_pids() -> list[int]:
+    """The pids of every process that we can see. Raises OSError."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
 def program(pid: int) -> str | None:
     """The short name of a process's program, or None."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     except OSError:
         return None
 
@@ -108,3 +117,12 @@ def pid_namespace() -> str:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
+
+
+def _read(path: str) -> bytes | None:
+    """A file of /proc; None where its process is gone or not ours to look at."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.readall()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None

@@ -1,19 +1,19 @@
 """The process runner: spawns behind the gate, watches, stops groups, reaps. Its facts go to `observe`.
 
-One place reaps: on SIGCHLD every ended child is looked at, handed to its owner, and reaped. Processes
-that are not our children (adopted ones) are watched by their pidfd.
+One place reaps: on SIGCHLD every ended child is looked at, reaped, and told to its owner. Processes that
+are not our children (adopted ones, leftovers of a run) are watched by their pidfd. A run is forgotten
+before its last observation is handed over, so that `observe` may call back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -21,50 +21,35 @@ import msgspec
 
 from registry.core.definition import Logs
 from registry.core.events import Usage
-from registry.core.inputs import GroupGone, Observation, ProcessExited, ProcessLost
-from registry.host import gate, proc
-from registry.host.adoption import exit_of_stranger
-from registry.host.capabilities import PIDFD_SIGNAL_PROCESS_GROUP, Capabilities, find_setpriv
+from registry.core.inputs import GateOpened, GroupGone, Observation, ProcessExited, ProcessLost
+from registry.host import adoption, gate, proc
+from registry.host.capabilities import Capabilities, find_setpriv
 from registry.host.clock import NS, mono_ns
 from registry.host.launch import Launch
-from registry.host.members import Census, owner_of
+from registry.host.members import Groups, Process, owner_of
 from registry.logs.target import LogTarget
 
 RECHECK_S = 0.05
-"""How often a group is looked at that nobody tells us about: the one poll, bounded by the stop."""
-
-_log = logging.getLogger(__name__)
+"""How often is looked at what nobody tells us about: where a pidfd cannot be had, or says too little."""
+REAP_MAX = 256
+"""How many ended children are taken at once; then others have their turn."""
 
 
 class OutputKeeper(Protocol):
     """What the runner needs of the keeper."""
 
     def keep(
-        self, service: str, run: int, output_fd: int | None, pidfd: int | None, log: LogTarget | None
+        self,
+        service: str,
+        run: int,
+        output_fd: int | None,
+        pidfd: int | None,
+        log: LogTarget | None,
     ) -> None:
         """Let the keeper hold these descriptors, too, from now on. Raises OSError."""
 
     def release(self, service: str, run: int) -> None:
         """The run's end is in the journal."""
-
-
-class Process(msgspec.Struct):
-    """One run's process and what is left of its group. Mutable, and only the runner's."""
-
-    service: str
-    run: int
-    pid: int
-    mark: str
-    start_time: int | None
-    is_child: bool
-    pidfd: int | None = None
-    gate: int | None = None
-    leader_gone: bool = False
-    stopping: bool = False
-    signal_number: int = signal.SIGTERM
-    killed: int = 0
-    kill_timer: asyncio.TimerHandle | None = None
-    recheck: asyncio.TimerHandle | None = None
 
 
 class Spawned(msgspec.Struct, frozen=True):
@@ -89,13 +74,14 @@ class Runner:
         self._shell = gate.prepare(folder)
         self._capabilities = capabilities
         self._setpriv = find_setpriv() if capabilities.setpriv else None
-        self._census = Census(capabilities)
+        self._groups = Groups(capabilities)
         self._keeper = keeper
         self._observe = observe
         self._processes: dict[tuple[str, int], Process] = {}
         self._leaders: dict[int, Process] = {}
         self._commands: dict[int, asyncio.Future[int]] = {}
         self._kept: dict[str, set[int]] = {}
+        self._in_a_hurry = False
 
     # --- starting ---------------------------------------------------------------------------------
 
@@ -109,70 +95,70 @@ class Runner:
         for process in list(self._processes.values()):
             self._forget(process)
 
-    def spawn(self, service: str, run: int, mark: str, launch: Launch, logs: Logs | None) -> Spawned:
+    def spawn(
+        self, service: str, run: int, mark: str, launch: Launch, logs: Logs | None
+    ) -> Spawned:
         """Spawn a run behind its gate. Raises LaunchError."""
-        if logs is None:
-            gated, output = gate.spawn(self._shell, launch, self._setpriv, os.devnull), None
-        else:
-            gated, output = self._spawn_with_output(launch)
-        stat = proc.stat(gated.pid) if self._capabilities.proc else None
+        gated, output = self._spawn_gated(launch, has_output=logs is not None)
         process = Process(
             service=service,
             run=run,
             pid=gated.pid,
             mark=mark,
-            start_time=stat.start_time if stat else None,
+            start_time=None,
             is_child=True,
-            pidfd=self._pidfd(gated.pid),
             gate=gated.gate,
+            steps=gated.steps,
         )
         self._add(process)
-        self._hand_to_keeper(process, output, logs)
-        return Spawned(gated.pid, process.start_time)
-
-    def _hand_to_keeper(self, process: Process, output: int | None, logs: Logs | None) -> None:
-        target = LogTarget.of(logs, process.service) if logs is not None else None
         try:
-            if output is not None or process.pidfd is not None:
-                self._keeper.keep(process.service, process.run, output, process.pidfd, target)
-                self._kept.setdefault(process.service, set()).add(process.run)
+            self._identify(process)
+            self._hand_to_keeper(process, output, logs)
         except OSError as error:
             self._forget(process)  # the gate closes: nothing has happened
             raise gate.refusal(error) from None
         finally:
             if output is not None:
                 os.close(output)
+        return Spawned(gated.pid, process.start_time)
 
-    def _spawn_with_output(self, launch: Launch) -> tuple[gate.Gated, int]:
-        """Both ends of a FIFO that has no name any more: the child holds it open for both directions."""
+    def _spawn_gated(self, launch: Launch, *, has_output: bool) -> tuple[gate.Gated, int | None]:
+        """The process, and our end of a FIFO without a name; it holds that open for both directions."""
+        if not has_output:
+            return gate.spawn(self._shell, launch, self._setpriv, os.devnull), None
         path = self._folder / f"output.{os.getpid()}"
         try:
-            path.unlink(missing_ok=True)
-            os.mkfifo(path, 0o600)
-            if launch.uid is not None:
-                os.chown(path, launch.uid, -1)
-            output = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            output = _make_fifo(path, launch.uid)
+            try:
+                return gate.spawn(self._shell, launch, self._setpriv, str(path)), output
+            except BaseException:
+                os.close(output)
+                raise
         except OSError as error:
             raise gate.refusal(error) from None
-        try:
-            return gate.spawn(self._shell, launch, self._setpriv, str(path)), output
-        except BaseException:
-            os.close(output)
-            raise
         finally:
             path.unlink(missing_ok=True)
 
-    def _pidfd(self, pid: int) -> int | None:
-        if not self._capabilities.pidfd:
-            return None
-        try:
-            return os.pidfd_open(pid)
-        except OSError:
-            return None
+    def _identify(self, process: Process) -> None:
+        """Note what the process is known by when we are gone. Raises OSError."""
+        assert process.pid is not None
+        if self._capabilities.proc and (stat := proc.stat(process.pid)):
+            process.start_time = stat.start_time
+        if self._capabilities.pidfd:
+            process.pidfd = os.pidfd_open(process.pid)
+
+    def _hand_to_keeper(self, process: Process, output: int | None, logs: Logs | None) -> None:
+        target = LogTarget.of(logs, process.service) if logs is not None else None
+        if output is not None or process.pidfd is not None:
+            self._keeper.keep(process.service, process.run, output, process.pidfd, target)
+            self._kept.setdefault(process.service, set()).add(process.run)
 
     def _add(self, process: Process) -> None:
         self._processes[process.service, process.run] = process
+        if process.pid is None or process.leader_gone:
+            return
         self._leaders[process.pid] = process
+        self._groups.led.add(process.pid)
 
     def open_gate(self, service: str, run: int) -> bool:
         """Let a run through to its program; True when that happened now."""
@@ -180,27 +166,27 @@ class Runner:
         if process is None or process.gate is None:
             return False
         held, process.gate = process.gate, None
-        return gate.open_gate(held)
+        process.opened = gate.open_gate(held)
+        return process.opened
 
     def adopt(self, process: Process) -> None:
         """Watch a process that an earlier daemon spawned."""
         self._add(process)
-        if process.leader_gone:
-            return
-        if process.pidfd is not None:
+        if process.pidfd is not None and not process.is_child:
             asyncio.get_running_loop().add_reader(process.pidfd, self._stranger_ended, process)
-        else:
+        if process.pidfd is None or not process.opened:
             self._recheck_later(process)
 
     def adopt_leftovers(self, process: Process) -> bool:
         """Take up what is left of a run whose main process is gone; True when nothing is."""
         process.leader_gone = True
-        if self._group_is_empty(process):
-            if process.pidfd is not None:
-                os.close(process.pidfd)
-            return True
-        self._add(process)
-        return False
+        process.holds_number = self._groups.still_holds_number(process)
+        _members, is_empty = self._groups.look(process)
+        if is_empty:
+            self._forget(process)
+        else:
+            self._add(process)
+        return is_empty
 
     # --- stopping ---------------------------------------------------------------------------------
 
@@ -214,98 +200,51 @@ class Runner:
             return
         process.stopping = True
         process.signal_number = signal.Signals[signal_name]
+        delay_s = 0.0 if self._in_a_hurry else max(0.0, (kill_due_ns - mono_ns()) / NS)
+        loop = asyncio.get_running_loop()
+        process.kill_timer = loop.call_later(delay_s, self._kill, process)
         if process.gate is not None:
             held, process.gate = process.gate, None
             os.close(held)
-        else:
-            self._signal(process, process.signal_number)
-        delay_s = max(0.0, (kill_due_ns - mono_ns()) / NS)
-        loop = asyncio.get_running_loop()
-        process.kill_timer = loop.call_later(delay_s, self._kill, process)
-        if process.leader_gone or not process.is_child:
-            self._recheck_later(process)
+        elif process.leader_gone:
+            members, _is_empty = self._groups.look(process)
+            self._signal(process, members)
+            self._check_group(process)
+        else:  # whom its leader shields, it shall end itself
+            self._signal(process, ())
 
     def hurry(self) -> None:
-        """SIGKILL whatever is being stopped."""
+        """SIGKILL whatever is being stopped, now and from now on."""
+        self._in_a_hurry = True
         for process in list(self._processes.values()):
             if process.stopping:
                 self._kill(process)
 
     def _kill(self, process: Process) -> None:
-        members = self._members(process)
-        process.killed += max(len(members), 0 if process.leader_gone else 1)
-        self._signal(process, signal.SIGKILL)
-        self._recheck_later(process)
+        process.signal_number = signal.SIGKILL
+        members, _is_empty = self._groups.look(process)
+        if not process.leader_gone:
+            process.killed.add(process.pid)
+        self._signal(process, members)
 
-    def _signal(self, process: Process, number: int) -> None:
-        """Signal the group, then those of its members that left the group."""
-        self._signal_group(process, number)
-        if process.leader_gone:
-            for member in self._members(process):
-                if member.group != process.pid:
-                    self._signal_member(member, number)
-
-    def _signal_group(self, process: Process, number: int) -> None:
-        try:
-            if process.pidfd is not None and self._capabilities.pidfd_group:
-                signal.pidfd_send_signal(process.pidfd, number, None, PIDFD_SIGNAL_PROCESS_GROUP)
-            elif self._group_is_ours(process):
-                os.killpg(process.pid, number)
-        except ProcessLookupError:
-            pass  # it is empty: that is what we want
-        except PermissionError as error:
-            _log.warning("cannot signal %s (PID %d): %s", process.service, process.pid, error.strerror)
-
-    def _group_is_ours(self, process: Process) -> bool:
-        """Without a pidfd for the group, only a verified member says whose number it is."""
-        if process.is_child and not process.leader_gone:
-            return True
-        if not self._capabilities.proc:
-            return process.is_child
-        leader = proc.stat(process.pid)
-        if leader is not None and leader.start_time == process.start_time and leader.is_alive:
-            return True
-        return any(
-            member.group == process.pid and proc.mark(member.pid) == process.mark
-            for member in self._members(process)
-        )
-
-    def _signal_member(self, member: proc.Stat, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if not self._capabilities.pidfd:
-                os.kill(member.pid, number)
-                return
-            pidfd = os.pidfd_open(member.pid)
-            try:
-                now = proc.stat(member.pid)
-                if now is not None and now.start_time == member.start_time:
-                    signal.pidfd_send_signal(pidfd, number)
-            finally:
-                os.close(pidfd)
-
-    def _members(self, process: Process) -> list[proc.Stat]:
-        if not self._capabilities.proc:
-            return []
-        ours = (pid for pid, other in self._leaders.items() if not other.leader_gone)
-        return self._census.members(
-            process.pid, process.mark, child=process.is_child, ours=(*ours, *self._commands)
-        )
-
-    def _group_is_empty(self, process: Process) -> bool:
-        if self._capabilities.proc:
-            return not self._members(process)
-        try:
-            os.killpg(process.pid, 0)
-        except OSError:
-            return True
-        return False
+    def _signal(self, process: Process, members: Iterable[proc.Stat]) -> None:
+        """Signal the group, and those of `members` that left it."""
+        if process.signal_number == signal.SIGKILL:
+            process.killed.update(member.pid for member in members)
+        self._groups.signal_group(process, process.signal_number)
+        self._groups.signal_strays(process, members, process.signal_number)
 
     # --- ends -------------------------------------------------------------------------------------
 
     def reap(self) -> None:
-        """Take every ended child, whoever it belongs to; then look at the groups that are being stopped."""
-        while (ended := self._next_ended()) is not None:
-            self._child_ended(*ended)
+        """Take every ended child, whoever it belongs to; then look at what is left of ended runs."""
+        for _child in range(REAP_MAX):
+            child = self._next_ended()
+            if child is None:
+                break
+            self._child_ended(*child)
+        else:
+            asyncio.get_running_loop().call_soon(self.reap)
         for process in list(self._processes.values()):
             if process.leader_gone:
                 self._check_group(process)
@@ -315,12 +254,10 @@ class Runner:
         try:
             comm = None
             if self._capabilities.waitid:
-                options = os.WEXITED | os.WNOHANG | os.WNOWAIT
-                info = os.waitid(os.P_ALL, 0, options)
+                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 if info is None:
                     return None
-                stat = proc.stat(info.si_pid) if self._capabilities.proc else None
-                comm = stat.comm if stat else None
+                comm = self._comm(info.si_pid)
                 pid, status, usage = os.wait4(info.si_pid, 0)
             else:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -328,12 +265,22 @@ class Runner:
             return None
         return (pid, comm, status, usage) if pid else None
 
+    def _comm(self, pid: int) -> str | None:
+        if not self._capabilities.proc:
+            return None
+        try:
+            stat = proc.stat(pid)
+        except OSError:
+            return None
+        return stat.comm if stat else None
+
     def _child_ended(
         self, pid: int, comm: str | None, status: int, usage: resource.struct_rusage
     ) -> None:
         code = os.waitstatus_to_exitcode(status)
         command = self._commands.pop(pid, None)
         if command is not None:
+            self._groups.led.discard(pid)
             if not command.done():
                 command.set_result(code)
             return
@@ -342,10 +289,13 @@ class Runner:
             self._leader_ended(process, code, comm=comm, usage=_usage(usage))
 
     def _stranger_ended(self, process: Process) -> None:
-        assert process.pidfd is not None
-        # a zombie keeps its pidfd readable: without this the loop would spin until somebody reaps it
-        asyncio.get_running_loop().remove_reader(process.pidfd)
-        code = exit_of_stranger(process.pid, process.start_time, process.pidfd, self._capabilities)
+        if process.pidfd is not None:
+            # a zombie keeps its pidfd readable: without this the loop would spin until somebody reaps it
+            asyncio.get_running_loop().remove_reader(process.pidfd)
+        assert process.pid is not None
+        code = adoption.exit_of_stranger(
+            process.pid, process.start_time, process.pidfd, self._capabilities
+        )
         self._leader_ended(process, code)
 
     def _leader_ended(
@@ -357,72 +307,110 @@ class Runner:
         usage: Usage | None = None,
     ) -> None:
         process.leader_gone = True
-        empty = self._group_is_empty(process)
-        self._observe(process.service, self._ended(process, code, comm, usage, group_empty=empty))
-        if empty:
+        self._forget_leader(process)
+        members, is_empty = self._groups.look(process)
+        if is_empty:
             self._forget(process)
         elif process.stopping:
-            self._signal(process, process.signal_number)  # those that it had shielded
-            self._recheck_later(process)
-
-    def _ended(
-        self, process: Process, code: int | None, comm: str | None, usage: Usage | None, *, group_empty: bool
-    ) -> Observation:
-        if code is None:
-            return ProcessLost(run=process.run, group_empty=group_empty)
-        exit_code = code if code >= 0 else None
-        failure = gate.launch_failure(comm, exit_code) if process.is_child else None
-        return ProcessExited(
-            run=process.run,
-            exit_code=exit_code,
-            signal=-code if code < 0 else None,
-            group_empty=group_empty,
-            never_ran=process.is_child and gate.never_ran(comm, exit_code),
-            launch_failure=failure[0] if failure else None,
-            message=failure[1] if failure else None,
-            usage=usage,
+            self._signal_shielded(process, members)
+            self._await_one(process, members)
+        self._observe(
+            process.service, ended(process, code, group_empty=is_empty, comm=comm, usage=usage)
         )
 
-    def _check_group(self, process: Process) -> None:
-        if not process.leader_gone:
-            self._check_leader(process)
-        elif self._group_is_empty(process):
-            self._forget(process)
-            self._observe(process.service, GroupGone(run=process.run, killed=process.killed))
-        elif process.stopping:
-            self._recheck_later(process)
+    def _signal_shielded(self, process: Process, members: list[proc.Stat]) -> None:
+        """The group has had the signal already, and may take a second one for a command to hurry."""
+        if process.signal_number == signal.SIGKILL:
+            self._signal(process, members)
+        else:
+            self._groups.signal_strays(process, members, process.signal_number)
 
-    def _check_leader(self, process: Process) -> None:
-        """Only for adopted processes where there are no pidfds."""
-        if process.is_child or process.pidfd is not None:
+    def _check_group(self, process: Process) -> None:
+        """The leader is gone: is the rest?"""
+        members, is_empty = self._groups.look(process)
+        if is_empty:
+            self._forget(process)
+            self._observe(process.service, GroupGone(run=process.run, killed=len(process.killed)))
+        elif process.stopping:
+            if process.signal_number == signal.SIGKILL:  # some were born since
+                self._signal(process, members)
+            self._await_one(process, members)
+
+    def _await_one(self, process: Process, members: list[proc.Stat]) -> None:
+        """While one of them lives there is no need to look; when it ends, the next is awaited."""
+        if process.awaited is not None:
             return
-        stat = proc.stat(process.pid)
-        if stat is not None and stat.is_alive and stat.start_time == process.start_time:
+        if self._capabilities.pidfd:
+            pidfds = (adoption.pidfd_of(member.pid, member.start_time) for member in members)
+            process.awaited = next((pidfd for pidfd in pidfds if pidfd is not None), None)
+        if process.awaited is None:
             self._recheck_later(process)
         else:
-            code = exit_of_stranger(process.pid, process.start_time, None, self._capabilities)
-            self._leader_ended(process, code)
+            loop = asyncio.get_running_loop()
+            loop.add_reader(process.awaited, self._awaited_ended, process)
+
+    def _awaited_ended(self, process: Process) -> None:
+        self._stop_awaiting(process)
+        self._check_group(process)
+
+    def _stop_awaiting(self, process: Process) -> None:
+        if process.awaited is not None:
+            asyncio.get_running_loop().remove_reader(process.awaited)
+            os.close(process.awaited)
+            process.awaited = None
 
     def _recheck_later(self, process: Process) -> None:
-        """Nobody tells us when processes end that are not our children: look again, in a bounded time."""
         if process.recheck is not None:
             process.recheck.cancel()
         loop = asyncio.get_running_loop()
-        process.recheck = loop.call_later(RECHECK_S, self._check_group, process)
+        process.recheck = loop.call_later(RECHECK_S, self._recheck, process)
+
+    def _recheck(self, process: Process) -> None:
+        if process.leader_gone:
+            self._check_group(process)
+        else:
+            self._check_leader(process)
+
+    def _check_leader(self, process: Process) -> None:
+        """An adopted one without a pidfd, or one last seen at its gate: does it live, is it through?"""
+        assert process.pid is not None
+        try:
+            stat = proc.stat(process.pid)
+        except OSError:
+            self._recheck_later(process)
+            return
+        if stat is None or not stat.is_alive or stat.start_time != process.start_time:
+            if process.pidfd is None:
+                self._stranger_ended(process)
+            return
+        if not process.opened:
+            process.gate_looks -= 1
+            process.opened = stat.comm != gate.GATE or process.gate_looks == 0
+            if process.opened:
+                self._observe(process.service, GateOpened(run=process.run))
+        if process.pidfd is None or not process.opened:
+            self._recheck_later(process)
 
     def _forget(self, process: Process) -> None:
         for timer in (process.kill_timer, process.recheck):
             if timer is not None:
                 timer.cancel()
+        self._stop_awaiting(process)
         if process.gate is not None:
             os.close(process.gate)
         if process.pidfd is not None:
             asyncio.get_running_loop().remove_reader(process.pidfd)
             os.close(process.pidfd)
         process.gate = process.pidfd = None
-        self._processes.pop((process.service, process.run), None)
-        if self._leaders.get(process.pid) is process:
+        self._forget_leader(process)
+        if self._processes.get((process.service, process.run)) is process:
+            del self._processes[process.service, process.run]
+
+    def _forget_leader(self, process: Process) -> None:
+        """Its number may be another's from now on."""
+        if process.pid is not None and self._leaders.get(process.pid) is process:
             del self._leaders[process.pid]
+            self._groups.led.discard(process.pid)
 
     # --- the rest ---------------------------------------------------------------------------------
 
@@ -441,17 +429,26 @@ class Runner:
 
     def owner_of(self, pid: int) -> str | None:
         """The service whose processes `pid` is one of, or None."""
-        return owner_of(pid, {leader: process.service for leader, process in self._leaders.items()})
+        leaders = {
+            process.pid: process.service
+            for process in self._processes.values()
+            if process.pid is not None and process.holds_number
+        }
+        try:
+            return owner_of(pid, leaders)
+        except OSError:
+            return None
 
     async def run_command(self, launch: Launch, timeout_s: float) -> int:
         """Run a command to its end as a service would run: its exit code, negative for a signal.
 
-        Raises TimeoutError when it was killed, with its group, at the time limit; OSError or LaunchError
-        when it could not be run.
+        Raises TimeoutError when it was killed, with its group, at the time limit; LaunchError when it could
+        not be run.
         """
         gated = gate.spawn(self._shell, launch, self._setpriv, os.devnull)
         ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._commands[gated.pid] = ended
+        self._groups.led.add(gated.pid)
         gate.open_gate(gated.gate)
         try:
             async with asyncio.timeout(timeout_s):
@@ -461,6 +458,41 @@ class Runner:
             if gated.pid in self._commands:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(gated.pid, signal.SIGKILL)
+
+
+def _make_fifo(path: Path, uid: int | None) -> int:
+    """A FIFO at `path` that `uid` may open, too; our reading end. Raises OSError."""
+    path.unlink(missing_ok=True)
+    os.mkfifo(path, 0o600)
+    if uid is not None:
+        os.chown(path, uid, -1)
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+
+
+def ended(
+    process: Process,
+    code: int | None,
+    *,
+    group_empty: bool,
+    comm: str | None = None,
+    usage: Usage | None = None,
+) -> Observation:
+    """What is to be told of a leader that ended: its exit code, negative for a signal, None if unknown."""
+    if code is None:
+        return ProcessLost(run=process.run, group_empty=group_empty, killed=len(process.killed))
+    exit_code = code if code >= 0 else None
+    failure = gate.launch_failure(process.steps, comm, exit_code) if process.steps else None
+    return ProcessExited(
+        run=process.run,
+        exit_code=exit_code,
+        signal=-code if code < 0 else None,
+        group_empty=group_empty,
+        killed=len(process.killed),
+        never_ran=code == gate.NEVER_RAN and not process.opened,
+        launch_failure=failure[0] if failure else None,
+        message=failure[1] if failure else None,
+        usage=usage,
+    )
 
 
 def _usage(usage: resource.struct_rusage) -> Usage:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import aiosqlite
@@ -27,57 +28,80 @@ _WAL_BYTES_KEPT = 16_777_216
 class Journal:
     """An open journal. Use `Journal.open`, and close it."""
 
-    def __init__(self, path: Path, writer: aiosqlite.Connection, reader: aiosqlite.Connection) -> None:
+    def __init__(
+        self, path: Path, writer: aiosqlite.Connection, reader: aiosqlite.Connection
+    ) -> None:
         self.path = path
         self.seq = 0
         self.hash = NO_HASH
         self._writer = writer
         self._reader = reader
+        self._appending = asyncio.Lock()
 
     @classmethod
     async def open(cls, path: Path, *, durability: str = "full") -> Journal:
         """Open or create the journal at `path`. Raises JournalError in one sentence."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            writer = await aiosqlite.connect(path, isolation_level=None)
-            try:
-                await _prepare(writer, path, durability)
-                reader = await aiosqlite.connect(
-                    f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None
-                )
-            except BaseException:
-                await writer.close()
-                raise
-        except sqlite3.Error as error:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
             raise JournalError(
-                f"cannot open the journal {path}: {error};"
-                " check the file and its folder, or name another in [journal] path"
+                f"cannot open the journal {path}: its folder cannot be made: {error.strerror};"
+                " name another in [journal] path"
             ) from None
-        journal = cls(path, writer, reader)
-        await journal._find_head()
+        # connections are threads: one that is left open would keep the process from ending
+        async with AsyncExitStack() as opened:
+            try:
+                sqlite3.connect(
+                    path
+                ).close()  # what cannot be opened is told before there is a thread
+                writer = await aiosqlite.connect(path, isolation_level=None)
+                opened.push_async_callback(writer.close)
+                await _prepare(writer, path, durability)
+                uri = f"{path.absolute().as_uri()}?mode=ro"
+                reader = await aiosqlite.connect(uri, uri=True, isolation_level=None)
+                opened.push_async_callback(reader.close)
+                journal = cls(path, writer, reader)
+                await journal._find_head()
+            except sqlite3.Error as error:
+                raise JournalError(
+                    f"cannot open the journal {path}: {error};"
+                    " check the file and its folder, or name another in [journal] path"
+                ) from None
+            opened.pop_all()
         return journal
 
     async def _find_head(self) -> None:
-        rows = await self._reader.execute_fetchall(f"{SELECT} ORDER BY seq DESC LIMIT 1")
-        for row in rows:
+        for row in await self._ask(f"{SELECT} ORDER BY seq DESC LIMIT 1", ()):
             self.seq, self.hash = row[0], row[-1]
 
     async def fold_into(self, fold: Callable[[list[Record]], None]) -> None:
         """Hand every record to `fold`, a page at a time."""
         since = 0
         while records := await self.read(since=since):
-            fold(records)
+            try:
+                fold(records)
+            except KeyError as error:
+                raise JournalError(
+                    f"the journal {self.path} tells of service {error} after event {since}, which it never"
+                    " declared; tools/replay --verify shows how far it can be trusted"
+                ) from None
             since = records[-1].seq
             await asyncio.sleep(0)
 
     async def append(self, records: Sequence[Record]) -> None:
         """Commit records as one transaction. Raises JournalError; then nothing of them is there."""
-        rows = to_rows(records, self.hash)
-        try:
-            await self._writer.execute(APPEND, (_encode(rows).decode(),))
-        except sqlite3.Error as error:
-            raise JournalError(f"cannot write to the journal {self.path}: {error}") from None
-        self.seq, self.hash = rows[-1][0], rows[-1][-1]
+        if records:
+            # a cancelled wait would not cancel the statement: it is carried out, and followed, all the same
+            await asyncio.shield(asyncio.ensure_future(self._append(records)))
+
+    async def _append(self, records: Sequence[Record]) -> None:
+        async with self._appending:
+            rows = to_rows(records, self.hash)
+            try:
+                await self._writer.execute(APPEND, (_encode(rows).decode(),))
+            except sqlite3.Error as error:
+                raise JournalError(f"cannot write to the journal {self.path}: {error}") from None
+            self.seq, self.hash = rows[-1][0], rows[-1][-1]
 
     async def read(
         self,
@@ -94,19 +118,32 @@ class Journal:
                 conditions.append(f"{column} = ?")
                 values.append(value)  # type: ignore[arg-type]
         newest = since < 0
-        rows = await self._reader.execute_fetchall(
+        rows = await self._ask(
             f"{SELECT} WHERE {' AND '.join(conditions)} ORDER BY seq {'DESC' if newest else 'ASC'} LIMIT ?",
             (*values, min(limit, -since) if newest else limit),
         )
-        records = [to_record(tuple(row)) for row in rows]
+        try:
+            records = [to_record(tuple(row)) for row in rows]
+        except JournalError as error:
+            raise JournalError(f"the journal {self.path}: {error}") from None
         return records[::-1] if newest else records
+
+    async def _ask(self, question: str, values: tuple[object, ...]) -> Iterable[sqlite3.Row]:
+        try:
+            return await self._reader.execute_fetchall(question, values)
+        except sqlite3.Error as error:
+            raise JournalError(
+                f"cannot read the journal {self.path}: {error};"
+                " tools/replay --verify shows how far it can be trusted"
+            ) from None
 
     async def close(self) -> None:
         """Move the WAL into the file and close; whatever was being written is written first."""
         await self._reader.close()
-        try:
-            await self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        finally:
+        # a reader may hold it, or the disk be full: what is committed is safe in the WAL, too
+        async with self._appending:
+            with suppress(sqlite3.Error):
+                await self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             await self._writer.close()
 
 
@@ -116,16 +153,16 @@ async def _prepare(writer: aiosqlite.Connection, path: Path, durability: str) ->
             f"SQLite {sqlite3.sqlite_version} is too old: the journal needs 3.38 or later"
         )
     await writer.execute("PRAGMA busy_timeout = 5000")
+    application = await _number(writer, "PRAGMA application_id")
+    is_new = not application and not await _number(writer, "SELECT count(*) FROM sqlite_schema")
+    if not is_new:  # before anything of it is changed
+        version = await _number(writer, "PRAGMA user_version")
+        refuse_stranger(path, application=application, version=version)
     await writer.execute("PRAGMA journal_mode = WAL")
     await writer.execute(f"PRAGMA synchronous = {'NORMAL' if durability == 'normal' else 'FULL'}")
     await writer.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES_KEPT}")
-    if await _number(writer, "SELECT count(*) FROM sqlite_schema") == 0:
+    if is_new:
         await writer.executescript(f"BEGIN IMMEDIATE;{CREATE}COMMIT;")
-    refuse_stranger(
-        path,
-        application=await _number(writer, "PRAGMA application_id"),
-        version=await _number(writer, "PRAGMA user_version"),
-    )
 
 
 async def _number(connection: aiosqlite.Connection, question: str) -> int:

@@ -13,6 +13,7 @@ import sqlite3
 import stat
 import tempfile
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,9 @@ from registry.core.lifecycle import is_legal
 from registry.journal.errors import JournalError
 from registry.journal.rows import NO_HASH, Row, chain_hash, to_record
 from registry.journal.schema import APPLICATION_ID, SCHEMA_VERSION, SELECT
+
+Connection = sqlite3.Connection
+"""An open journal, for those who know no SQL: to be handed back to this module, and closed."""
 
 PAGE = 1000
 _COPIES_MAX = 5
@@ -33,7 +37,7 @@ _WAL_HEADER_BYTES = 32
 # --- opening --------------------------------------------------------------------------------------
 
 
-def open_for_reading(path: Path) -> sqlite3.Connection:
+def open_for_reading(path: Path) -> Connection:
     """A read-only connection to a journal. Raises JournalError in one sentence.
 
     SQLite makes a -wal and a -shm where they are missing, and leaves them there. So the file itself is
@@ -61,7 +65,7 @@ def _refuse_other_than_a_file(path: Path) -> None:
         raise JournalError(f"{path}: this file is empty, so it is not a journal")
 
 
-def _open_in_place(path: Path) -> sqlite3.Connection | None:
+def _open_in_place(path: Path) -> Connection | None:
     """None where that would make files beside the journal, or is not possible."""
     if _is_in_wal_mode(path) and not all(_beside(path, name).exists() for name in ("-wal", "-shm")):
         return None
@@ -71,15 +75,21 @@ def _open_in_place(path: Path) -> sqlite3.Connection | None:
         return None
 
 
-def _open_copy(path: Path) -> sqlite3.Connection:
+def _open_copy(path: Path) -> Connection:
     """A connection to a copy; once SQLite has it open, the copy needs no name any more."""
-    with tempfile.TemporaryDirectory(prefix="circle-replay-") as folder:
-        copy = Path(folder) / "journal.db"
-        _copy_whole(path, copy)
-        return _connect(copy, path)
+    try:
+        with tempfile.TemporaryDirectory(prefix="circle-replay-") as folder:
+            copy = Path(folder) / "journal.db"
+            _copy_whole(path, copy)
+            return _connect(copy, path)
+    except OSError as error:
+        raise JournalError(
+            f"{path}: no copy of it can be made to read: {error.strerror} ({error.filename});"
+            " TMPDIR names the folder for it"
+        ) from None
 
 
-def _connect(file: Path, path: Path) -> sqlite3.Connection:
+def _connect(file: Path, path: Path) -> Connection:
     uri = f"{file.absolute().as_uri()}?mode=ro"
     connection = sqlite3.connect(uri, uri=True, isolation_level=None)
     try:
@@ -133,10 +143,16 @@ def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def check_schema(connection: sqlite3.Connection, path: Path) -> None:
+def check_schema(connection: Connection, path: Path) -> None:
     """Raise JournalError unless this is a journal of a version that we know."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if application == tables == 0:
+        raise JournalError(
+            f"{path}: this SQLite file holds nothing, as a young journal does without its -wal;"
+            f" copy {path.name}-wal along, or name another journal"
+        )
     refuse_stranger(path, application=application, version=version)
 
 
@@ -151,7 +167,7 @@ def refuse_stranger(path: Path, *, application: int, version: int) -> None:
         )
 
 
-def doubt(connection: sqlite3.Connection, path: Path) -> str | None:
+def doubt(connection: Connection, path: Path) -> str | None:
     """A sentence where newer events may be missing: the -wal that would hold them is not there.
 
     A live journal has one, as has one whose registry was killed; after an orderly stop none is needed.
@@ -181,16 +197,24 @@ class Selection(NamedTuple):
 EVERYTHING = Selection()
 
 
-def row_pages(
-    connection: sqlite3.Connection, selection: Selection = EVERYTHING, size: int = PAGE
-) -> Iterator[list[Row]]:
-    """The rows of a selection in order, a page of `size` at a time."""
+def row_pages(connection: Connection, selection: Selection = EVERYTHING) -> Iterator[list[Row]]:
+    """The rows of a selection in order, a page at a time; where one cannot be read, all those before it."""
     after, *bounds, services = selection
     question = (
         f"{SELECT} WHERE seq > ? AND seq <= ? AND at_ns BETWEEN ? AND ?{_among(services)}"
-        f" ORDER BY seq LIMIT {size}"
+        " ORDER BY seq LIMIT ?"
     )
-    while rows := _ask(connection, question, (after, *bounds, *services), after=after):
+    size = PAGE
+    while True:
+        try:
+            rows = _ask(connection, question, (after, *bounds, *services, size), after=after)
+        except JournalError:
+            if size == 1:
+                raise
+            size = 1
+            continue
+        if not rows:
+            return
         yield rows
         after = rows[-1][0]
 
@@ -202,9 +226,7 @@ def _among(services: tuple[str, ...]) -> str:
     return f" AND +service IN ({', '.join('?' * len(services))})" if services else ""
 
 
-def pages(
-    connection: sqlite3.Connection, selection: Selection = EVERYTHING
-) -> Iterator[list[Record]]:
+def pages(connection: Connection, selection: Selection = EVERYTHING) -> Iterator[list[Record]]:
     """The records of a selection in order, a page at a time; what is readable before an error comes first."""
     for rows in row_pages(connection, selection):
         records: list[Record] = []
@@ -217,18 +239,18 @@ def pages(
         yield records
 
 
-def service_names(connection: sqlite3.Connection) -> list[str]:
+def service_names(connection: Connection) -> list[str]:
     """Every service that the journal tells of."""
     question = "SELECT DISTINCT service FROM events WHERE service IS NOT NULL ORDER BY service"
     return [name for (name,) in _ask(connection, question)]
 
 
-def last_seq(connection: sqlite3.Connection) -> int:
+def last_seq(connection: Connection) -> int:
     """The number of the last event; 0 where there is none."""
     return _number(_ask(connection, "SELECT max(seq) FROM events"))
 
 
-def last_seq_at(connection: sqlite3.Connection, at_ns: int) -> int:
+def last_seq_at(connection: Connection, at_ns: int) -> int:
     """The number of the last event in sequence that is not later than `at_ns` (UTC); 0 where none is."""
     question = "SELECT seq FROM events WHERE at_ns <= ? ORDER BY seq DESC LIMIT 1"
     return _number(_ask(connection, question, (at_ns,)))
@@ -239,7 +261,7 @@ def _number(rows: list[Row]) -> int:
 
 
 def _ask(
-    connection: sqlite3.Connection, question: str, values: tuple[Any, ...] = (), *, after: int = 0
+    connection: Connection, question: str, values: tuple[Any, ...] = (), *, after: int = 0
 ) -> list[Row]:
     try:
         return connection.execute(question, values).fetchall()
@@ -264,7 +286,7 @@ class Verdict(NamedTuple):
     head_seq: int | None = None
 
 
-def verify(connection: sqlite3.Connection, head: str | None = None) -> Verdict:
+def verify(connection: Connection, head: str | None = None) -> Verdict:
     """Check every row: no gap, an unbroken chain of hashes, a readable body, a legal move.
 
     A cut tail leaves a chain that is whole, as does a rewrite of everything: only a `head`, the hash of
@@ -272,7 +294,7 @@ def verify(connection: sqlite3.Connection, head: str | None = None) -> Verdict:
     """
     seq, previous, head_seq = 0, NO_HASH, None
     try:
-        for row in _rows(connection):
+        for row in chain.from_iterable(row_pages(connection, Selection(after=_INTEGER_MIN))):
             trouble = _trouble(row, seq, previous)
             if trouble is not None:
                 return Verdict(seq, previous, trouble, head_seq)
@@ -285,19 +307,7 @@ def verify(connection: sqlite3.Connection, head: str | None = None) -> Verdict:
     return Verdict(seq, previous, trouble, head_seq)
 
 
-def _rows(connection: sqlite3.Connection) -> Iterator[Row]:
-    """Every row; where a page cannot be read, one by one up to the one that cannot."""
-    after = _INTEGER_MIN
-    try:
-        for rows in row_pages(connection, Selection(after)):
-            yield from rows
-            after = rows[-1][0]
-    except JournalError:
-        for rows in row_pages(connection, Selection(after), size=1):
-            yield from rows
-
-
-def _damage(connection: sqlite3.Connection) -> str | None:
+def _damage(connection: Connection) -> str | None:
     ((finding,),) = _ask(connection, "PRAGMA integrity_check(1)")
     return None if finding == "ok" else f"beside the events SQLite finds damage: {finding}"
 

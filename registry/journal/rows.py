@@ -40,7 +40,7 @@ def to_rows(records: Iterable[Record], previous: str) -> list[Row]:
 
 
 def _columns(record: Record) -> Row:
-    actor = _encode(record.actor).decode() if record.actor is not None else None
+    actor = _text(record.actor) if record.actor is not None else None
     return (
         record.seq,
         record.at_ns,
@@ -51,8 +51,27 @@ def _columns(record: Record) -> Row:
         record.type,
         record.cause,
         actor,
-        _encode(record.event).decode(),
+        _text(record.event),
     )
+
+
+def _text(value: Actor | Event) -> str:
+    try:
+        return _encode(value).decode()
+    except UnicodeEncodeError:  # a path or a program's name is bytes that need not be UTF-8
+        return _encode(_readable(msgspec.to_builtins(value))).decode()
+
+
+def _readable(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode(errors="replace").decode()
+        case dict():
+            return {_readable(key): _readable(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_readable(each) for each in value]
+        case _:
+            return value
 
 
 def to_record(row: Row) -> Record:

@@ -101,12 +101,14 @@ class Keeper:
         on_grew: Callable[[str], None],
         on_output_ended: Callable[[str, int, int], None],
         log: Callable[[str], None],
+        splice: bool = True,
         python: str = sys.executable,
     ) -> None:
         self._path = socket_path.absolute()
         self._on_grew = on_grew
         self._on_output_ended = on_output_ended
         self._log = log
+        self._splice = splice
         self._python = python
         self._held: dict[Key, _Held] = {}
         self._theirs: dict[Key, Message] = {}
@@ -236,7 +238,11 @@ class Keeper:
         # A copy above _LISTEN_FD: a dup2 onto itself would leave it closed on exec.
         source = fcntl.fcntl(listener, fcntl.F_DUPFD_CLOEXEC, _LISTEN_FD + 1)
         program = [self._python, "-I", "-S", _PROGRAM]
-        options = {"--socket": self._path, "--log": self._path.with_suffix(".log")}
+        options = {
+            "--socket": self._path,
+            "--log": self._path.with_suffix(".log"),
+            "--splice": "yes" if self._splice else "no",
+        }
         arguments = [str(part) for option in options.items() for part in option]
         try:
             return os.posix_spawn(

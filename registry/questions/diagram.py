@@ -11,11 +11,12 @@ from registry.core.lifecycle import MACHINE, State
 def state_diagram() -> str:
     """The Mermaid source of the diagram: arrows by the order of the states, triggers by that of the rows."""
     arrows = _arrows()
-    lines = ["stateDiagram-v2", f"    [*] --> {State[MACHINE.initial].value}"]
-    for source in State:
-        for dest in State:
-            if triggers := arrows.get((source, dest)):
-                lines.append(f"    {source.value} --> {dest.value}: {', '.join(triggers)}")
+    pairs = [(source, dest) for source in State for dest in State if (source, dest) in arrows]
+    lines = [
+        "stateDiagram-v2",
+        f"    [*] --> {State[str(MACHINE.initial)].value}",
+        *(f"    {pair[0].value} --> {pair[1].value}: {', '.join(arrows[pair])}" for pair in pairs),
+    ]
     return "\n".join(lines) + "\n"
 
 

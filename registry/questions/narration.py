@@ -23,7 +23,10 @@ def narrate(record: ev.Record) -> Line | None:
             return INFO, f"Health OK: {name}"
         case ev.BecameUnhealthy():
             what = "restarting..." if event.dest is State.STOPPING else "only reported"
-            return WARN, f"{name} unhealthy, {what} ({event.check}: {event.error}, {event.failures} in a row)"
+            return (
+                WARN,
+                f"{name} unhealthy, {what} ({event.check}: {event.error}, {event.failures} in a row)",
+            )
         case ev.StartTimedOut():
             return WARN, f"{name} not ready within {event.timeout_s:g} s, stopping it"
         case ev.StopRequested() if event.dest is State.STOPPING:
@@ -35,7 +38,10 @@ def narrate(record: ev.Record) -> Line | None:
         case ev.GroupEmptied():
             return _emptied(name, event)
         case ev.RestartScheduled() if event.reason is Reason.CRASH_LOOPING:
-            return WARN, f"{name} crash-looping, attempt {event.attempt}, next in {event.delay_s:.3g} s"
+            return (
+                WARN,
+                f"{name} crash-looping, attempt {event.attempt}, next in {event.delay_s:.3g} s",
+            )
         case ev.GaveUp():
             return ERROR, (
                 f"{name} gave up: {event.restarts} restarts within {event.within_s:g} s;"

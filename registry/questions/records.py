@@ -72,7 +72,7 @@ def health(service: Service) -> str | None:
 def check_health(service: Service, check: str) -> str:
     """`healthy` or `unhealthy` once a threshold was reached, else `unknown`."""
     state = service.checks.get(check)
-    if state is None or state.healthy is None:
+    if state is None or state.healthy is None or service.pid is None:
         return "unknown"
     return "healthy" if state.healthy else "unhealthy"
 

@@ -195,8 +195,16 @@ def test_permission_denied_is_another_sentence(monkeypatch):
     assert caught.value.code == "no_permission"
 
 
-@pytest.mark.parametrize("answer", [b"", b'{"ok":tr'])
-def test_a_connection_that_is_closed_instead_of_answered_is_told(short_dir, answer):
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (b"", "closed the connection"),
+        (b'{"ok":tr', "closed the connection"),
+        (b"220 mail\n", "is not a registry"),
+        (b"[]\n", "is not a registry"),
+    ],
+)
+def test_anything_but_an_answer_is_told(short_dir, answer, sentence):
     path = str(short_dir / "s")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
@@ -209,7 +217,7 @@ def test_a_connection_that_is_closed_instead_of_answered_is_told(short_dir, answ
 
         thread = threading.Thread(target=close_on_him)
         thread.start()
-        with pytest.raises(RegistryError, match="closed the connection") as caught:
+        with pytest.raises(RegistryError, match=sentence) as caught:
             Client(path, timeout_s=8).call("sum")
         thread.join()
     assert caught.value.code == "disconnected"

@@ -160,6 +160,17 @@ async def test_no_more_requests_are_under_way_than_the_limit_says(serve, backsta
     assert {(await client.receive())["id"] for _ in range(10)} == set(range(10))
 
 
+async def test_requests_that_line_up_behind_a_slow_one_count_as_under_way(serve, backstage):
+    running = await serve(in_flight_max=3)
+    client, helper = await running.connect(), await running.connect()
+    client.send(hold("a"), *({"action": "sum", "a": number} for number in range(10)))
+    await backstage.until(lambda: len(backstage.calls) >= 3)
+    await helper.ask({"action": "who"})
+    assert [name for name, _ in backstage.calls] == ["hold", "sum", "sum", "who"]
+    await helper.ask(release("a"))
+    assert [(await client.receive())["data"] for _ in range(11)] == ["a", *range(10)]
+
+
 async def test_answers_that_line_up_behind_a_slow_one_are_bounded(serve, backstage):
     running = await serve(in_flight_max=50, unread_max=10_000)
     client, helper = await running.connect(), await running.connect()
@@ -182,6 +193,19 @@ async def test_one_client_s_many_requests_do_not_hold_up_another(serve, backstag
     assert before < 2000
 
 
+async def test_a_flood_of_requests_waits_outside_the_registry(serve):
+    running = await serve()
+    with running.silent() as client:
+        loop = asyncio.get_running_loop()
+        flood = b'{"jsonrpc":"2.0","method":"update"}\n' * 50_000
+        sending, most = asyncio.create_task(loop.sock_sendall(client, flood)), 0
+        while not sending.done():
+            await asyncio.sleep(0)
+            most = max([most, *(len(each._received) for each in running.server._connections)])
+        await sending
+    assert 0 < most < 2 * 256 * 1024
+
+
 async def test_a_client_that_never_reads_is_closed_and_costs_little(serve, backstage):
     running = await serve(stall_s=0.2)
     other = await running.connect()
@@ -196,21 +220,23 @@ async def test_a_client_that_never_reads_is_closed_and_costs_little(serve, backs
 async def test_a_client_that_reads_slowly_is_not_closed(serve):
     running = await serve(stall_s=0.2, unread_max=1000)
     with running.silent() as client:
-        count = 40
-        client.send(b'{"action":"raw","size":100000}\n' * count)
+        size = 2_000_000
+        client.send(b'{"action":"raw","size":%d}\n' % size)
         loop, received = asyncio.get_running_loop(), 0
         started = time.monotonic()
-        while received < count * (100_000 + 19):
-            received += len(await loop.sock_recv(client, 200_000))
+        while received < size + len('{"ok":true,"data":}\n'):
+            piece = await loop.sock_recv(client, 100_000)
+            assert piece
+            received += len(piece)
             await asyncio.sleep(0.05)
         assert time.monotonic() - started > 0.8
-        assert received == count * (100_000 + len('{"ok":true,"data":}\n'))
 
 
-async def test_a_client_that_stops_sending_and_never_reads_is_closed_too(serve):
-    running = await serve(stall_s=0.2)
+@pytest.mark.parametrize("unread_max", [1000, MIB])
+async def test_a_client_that_stops_sending_and_never_reads_is_closed_too(serve, unread_max):
+    running = await serve(stall_s=0.2, unread_max=unread_max)
     with running.silent() as client:
-        client.send(b'{"action":"raw","size":1000000}\n')
+        client.send(b'{"action":"raw","size":800000}\n')
         client.shutdown(socket.SHUT_WR)
         await hung_up(client)
 
@@ -366,6 +392,14 @@ async def test_closing_ends_streams_at_once(serve, backstage):
     await running.server.close()
     assert backstage.closed == ["a"]
     assert await client.receive() is None
+
+
+async def test_a_client_that_comes_while_the_server_closes_does_not_hold_it_up(serve):
+    running = await serve(close_s=20)
+    with running.silent():
+        running.server._accept()
+        async with asyncio.timeout(8):
+            await running.server.close()
 
 
 async def test_a_stream_that_closing_ends_takes_no_other_answer_with_it(serve, backstage):

@@ -33,7 +33,7 @@ class Refusal(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """Pages, after which the connection is closed, or stays open until the other side closes it."""
+    """Pages, after which the connection is closed, or stays open until the registry ends."""
 
     pages: list[Any]
     stays: bool = False
@@ -49,12 +49,14 @@ class FakeRegistry:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(path)
         self._listener.listen()
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
 
     def close(self) -> None:
         """End like a registry does: no socket is left."""
         os.unlink(self.path)
+        self._closing.set()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
@@ -75,6 +77,7 @@ class FakeRegistry:
     def _converse(self, lines: Any) -> None:
         for line in lines:
             request = json.loads(line)
+            id_ = {"id": request.pop("id")} if "id" in request else {}
             self.requests.append(request)
             queue = self.answers[request["action"]]
             answer = queue.pop(0) if len(queue) > 1 else queue[0]
@@ -82,9 +85,9 @@ class FakeRegistry:
                 for page in answer.pages:
                     _send(lines, {"ok": True, "data": page})
                 if answer.stays:
-                    lines.read()
+                    self._closing.wait()
                 return
-            _send(lines, _envelope(answer) | {"id": request["id"]})
+            _send(lines, _envelope(answer) | id_)
 
 
 def _envelope(answer: Any) -> dict[str, Any]:

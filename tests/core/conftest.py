@@ -6,9 +6,9 @@ Every input goes through `World.give`, which holds each decision to the laws tha
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
-
 
 import pytest
 
@@ -56,7 +56,7 @@ class World:
                 assert record.event.source is state
                 assert is_legal(record.type, state, record.event.dest)
                 state = record.event.dest
-        for earlier, later in zip(new, new[1:], strict=False):
+        for earlier, later in itertools.pairwise(new):
             assert later.cause == earlier.seq
         self.records += new
         self.projection.fold(new)
@@ -91,9 +91,7 @@ class World:
         )
 
     def refuse(self, reason: Reason, message: str = "no") -> list[ev.Record]:
-        return self.give(
-            inp.SpawnRefused(run=self.service.run + 1, reason=reason, message=message)
-        )
+        return self.give(inp.SpawnRefused(run=self.service.run + 1, reason=reason, message=message))
 
     def gate(self) -> list[ev.Record]:
         return self.give(inp.GateOpened(run=self.service.run))

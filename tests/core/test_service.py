@@ -487,7 +487,16 @@ def test_a_run_that_never_executed_is_not_started_again_when_it_is_not_wanted(wo
     w.spawn()
     w.stop()
     assert types(w.exit(111, never_ran=True)) == ["exited", "group_emptied"]
-    assert w.service.state is State.STOPPED
+    assert w.where == (State.STOPPED, Reason.REQUESTED)
+
+
+def test_a_run_that_never_executed_takes_nobodys_word_away(world):
+    w = world()
+    w.start()
+    w.spawn()
+    w.restart()
+    w.exit(111, never_ran=True)
+    assert w.where == (State.STARTING, Reason.RESTART_REQUESTED)
 
 
 # --- health ---------------------------------------------------------------------------------------
@@ -588,7 +597,8 @@ def test_a_group_is_not_gone_while_its_leader_has_not_been_seen_to_end(world):
     w.run()
     w.stop()
     assert types(w.empty()) == []
-    assert types(w.exit(0)) == ["exited", "group_emptied"]
+    assert types(w.exit(0, killed=3)) == ["exited", "group_emptied"]
+    assert w.records[-1].event.killed == 3
 
 
 STOPS = {
@@ -918,6 +928,22 @@ def test_one_that_is_being_removed_is_not_started_again(world, command):
     assert types(w.exit(0)) == ["exited", "group_emptied", "removed"]
 
 
+def test_the_numbers_of_runs_are_not_used_again_by_one_that_is_declared_again(world, define):
+    w = world()
+    w.run()
+    w.exit(1)
+    w.spawn()
+    w.stop()
+    w.exit(0)
+    w.give(inp.Remove())
+    last = w.projection.last_runs["web"]
+    assert last == w.service.run == 2
+    w.service = w.refold().add(define())
+    assert w.seen(inp.Define(definition=define(), digest="digest-1")) == ["defined"]
+    w.start()
+    assert w.duties.spawn == last + 1
+
+
 # --- cause and actor ------------------------------------------------------------------------------
 
 
@@ -1019,10 +1045,18 @@ def test_the_projection_knows_whether_the_end_was_orderly(world):
     created = ev.JournalCreated(journal_id="j", schema=1)
     started = ev.RegistryStarted(boot_id="b", pid_namespace="p", pid=1, version="1", fresh=True)
     assert projection.orderly
-    for seq, event, orderly in ((2, created, True), (3, started, False), (4, ev.RegistryStopped(), True)):
+    for seq, event, orderly in (
+        (2, created, True),
+        (3, started, False),
+        (4, ev.RegistryStopped(), True),
+    ):
         projection.fold([ev.Record(seq, 9, 9, seq, None, None, None, None, event)])
         assert projection.orderly is orderly
-    assert (projection.journal_id, projection.started, projection.started_at_ns) == ("j", started, 9)
+    assert (projection.journal_id, projection.started, projection.started_at_ns) == (
+        "j",
+        started,
+        9,
+    )
 
 
 def test_the_projection_lists_services_as_the_file_does(world):

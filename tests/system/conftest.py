@@ -16,7 +16,10 @@ from typing import Any
 
 import pytest
 
+from registry.journal.read import open_for_reading, verify
+
 DEADLINE_S = 10.0
+ROOT = Path(__file__).parents[2]
 
 
 def wait_for(is_so: Callable[[], Any], what: str, timeout_s: float = DEADLINE_S) -> Any:
@@ -41,6 +44,9 @@ def is_running(pid: int) -> bool:
 class Box:
     """A folder with a configuration, and the registry that runs on it."""
 
+    wait_for = staticmethod(wait_for)
+    is_running = staticmethod(is_running)
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.socket = folder / "s"
@@ -55,19 +61,51 @@ class Box:
         path.write_text(f'[registry]\nsocket = "{self.socket}"\n{settings}\n{services}')
         return path
 
-    def start(self, *arguments: str, program: tuple[str, ...] = ("-m", "registry"), **environment: str) -> int:
-        """Start the registry and wait until it answers; its pid."""
+    def program(self, name: str, text: str) -> Path:
+        """Write a Python program beside the configuration; its path."""
+        path = self.folder / f"{name}.py"
+        path.write_text(text)
+        return path
+
+    def python(self, name: str, text: str) -> str:
+        """The `cmd` of a service that is this Python program: standard library only, so that it starts fast."""
+        return json.dumps([sys.executable, "-I", "-S", str(self.program(name, text))])
+
+    def spawn(
+        self,
+        *arguments: str,
+        program: tuple[str, ...] = ("-m", "registry"),
+        stderr: Any = None,
+        **environment: str,
+    ) -> subprocess.Popen[bytes]:
+        """A process of the registry in this folder, whatever becomes of it."""
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         with self.errors.open("ab") as errors:
-            self.daemon = subprocess.Popen(
-                [sys.executable, *program, "--config", "etc/services.toml", *arguments],
+            return subprocess.Popen(
+                [sys.executable, *program, *arguments],
                 cwd=self.folder,
-                env={**os.environ, **environment},
+                env={**os.environ, "PYTHONPATH": path, **environment},
                 stdin=subprocess.DEVNULL,
-                stderr=errors,
+                stdout=subprocess.DEVNULL,
+                stderr=errors if stderr is None else stderr,
             )
-        wait_for(lambda: self._answers() or self.daemon.poll() is not None, "the registry answers")
-        assert self.daemon.poll() is None, self.errors.read_text()
-        return self.daemon.pid
+
+    def start(self, *arguments: str, **how: Any) -> int:
+        """Start the registry and wait until it answers; its pid."""
+        daemon = self.daemon = self.spawn("--config", "etc/services.toml", *arguments, **how)
+        wait_for(lambda: self._answers() or daemon.poll() is not None, "the registry answers")
+        assert daemon.poll() is None, self.errors.read_text()
+        return daemon.pid
+
+    def run(self, *arguments: str, **environment: str) -> tuple[int, str]:
+        """Run the registry where it is expected to end by itself: its exit status, and its stderr."""
+        process = self.spawn(*arguments, stderr=subprocess.PIPE, **environment)
+        try:
+            _, errors = process.communicate(timeout=DEADLINE_S)
+        finally:
+            process.kill()
+            process.communicate()
+        return process.returncode, errors.decode()
 
     def _answers(self) -> bool:
         with contextlib.suppress(OSError):
@@ -107,9 +145,67 @@ class Box:
 
         return wait_for(is_so, f"{name} is {status} {also}")
 
-    def events(self, service: str | None = None) -> list[dict[str, Any]]:
-        """All events, of one service where named."""
-        return self.data("events", service=service)
+    def events(self, service: str | None = None, type: str | None = None) -> list[dict[str, Any]]:
+        """All events, of one service or type where named."""
+        return self.data("events", service=service, type=type)
+
+    def last(self, service: str, type: str) -> dict[str, Any]:
+        """The latest event of a type."""
+        return self.events(service, type)[-1]
+
+    def types(self, service: str) -> list[str]:
+        """The types of a service's events, in order."""
+        return [event["type"] for event in self.events(service)]
+
+    def verify(self) -> int:
+        """Check the whole journal; the number of its last event."""
+        connection = open_for_reading(self.journal)
+        try:
+            verdict = verify(connection)
+        finally:
+            connection.close()
+        assert verdict.trouble is None, verdict.trouble
+        return verdict.seq
+
+    def stream(self, action: str, **parameters: Any) -> Iterator[Any]:
+        """The pages of an action with `follow`; close the generator to end it."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(DEADLINE_S)
+            client.connect(str(self.socket))
+            client.sendall(
+                json.dumps({"action": action, "follow": True, **parameters}).encode() + b"\n"
+            )
+            with client.makefile("rb") as answers:
+                for line in answers:
+                    answer = json.loads(line)
+                    assert answer["ok"], answer
+                    yield answer["data"]
+
+    def lines(self, name: str) -> list[str]:
+        """The lines of a file that a service of this folder wrote."""
+        path = self.folder / name
+        return path.read_text().splitlines() if path.exists() else []
+
+    def wait_lines(self, name: str, count: int) -> list[str]:
+        """Wait until a file has so many lines; those that it has then."""
+        wait_for(lambda: len(self.lines(name)) >= count, f"{count} lines in {name}")
+        return self.lines(name)
+
+    def keeper_pid(self) -> int:
+        """The keeper of this folder: the process whose command line names its socket."""
+        wanted = str(self.folder / "var" / "keeper.sock").encode()
+
+        def found() -> int | None:
+            pids = filter(str.isdigit, os.listdir("/proc"))
+            return next((int(pid) for pid in pids if wanted in _words(int(pid))), None)
+
+        return int(wait_for(found, "a keeper runs"))
+
+    def left(self) -> list[int]:
+        """What runs of this folder's registry: services, their children, the keeper, the registry itself."""
+        return [
+            pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._is_mine(pid)
+        ]
 
     def log(self, name: str) -> str:
         """What a service has written so far."""
@@ -130,20 +226,17 @@ class Box:
 
     def clean_up(self) -> None:
         """Leave nothing running: the registry, its keeper, and whatever has its mark."""
-        if self.daemon is not None and self.daemon.poll() is None:
-            self.daemon.terminate()
-            try:
-                self.daemon.wait(DEADLINE_S)
-            except subprocess.TimeoutExpired:
-                self.daemon.kill()
-                self.daemon.wait(DEADLINE_S)
-        for pid in self._left():
+        if self.daemon is not None:
+            self.daemon.kill()
+            self.daemon.wait(DEADLINE_S)
+        wait_for(lambda: not self._kill_left(), "nothing is left")
+
+    def _kill_left(self) -> list[int]:
+        left = self.left()
+        for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: not self._left(), "nothing is left")
-
-    def _left(self) -> list[int]:
-        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._is_mine(pid)]
+        return left
 
     def _is_mine(self, pid: int) -> bool:
         here = str(self.folder)
@@ -154,6 +247,13 @@ class Box:
             return False
         ours = f"CIRCLEOSD_SOCKET={self.socket}".encode() in environment.split(b"\0")
         return (ours or here in command) and pid != os.getpid() and is_running(pid)
+
+
+def _words(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 @pytest.fixture

@@ -50,8 +50,8 @@ class Program(click.Group):
             return exits.of_error(error.code)
         except KeyboardInterrupt:
             return exits.INTERRUPTED
-        except BrokenPipeError:
-            return _unread()
+        except OSError as error:
+            return _unwritten(error)
 
 
 @click.group(
@@ -94,8 +94,8 @@ def main() -> None:
         status = exits.INTERRUPTED
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        status = _unread()
+    except OSError as error:
+        status = _unwritten(error)
     sys.exit(status)
 
 
@@ -110,7 +110,10 @@ def _complain_of_usage(error: click.ClickException) -> None:
     note(f"{message.rstrip('.')} (see {path} --help)")
 
 
-def _unread() -> int:
-    """Nobody reads any more: keep Python's last flush from complaining of that."""
+def _unwritten(error: OSError) -> int:
+    """Standard output takes no more. What it still holds is dropped, or Python would try it again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return exits.UNREAD
+    if isinstance(error, BrokenPipeError):
+        return exits.UNREAD
+    note(f"cannot write the answer: {error.strerror}")
+    return exits.FAILED

@@ -75,7 +75,8 @@ class Screen:
         used = sum(map(len, cells)) + len(_GAP) * len(cells)
         if self.width is None or used + len(last) <= self.width:
             return [_joined([*coloured, last])]
-        below = " " * _INDENT + self.branch + last
+        indent = max(_INDENT, len(cells[0]) - len(cells[0].lstrip()))
+        below = " " * indent + self.branch + last
         return [_joined(coloured), self.cut(below, self.width)]
 
     def _with_names_cut(

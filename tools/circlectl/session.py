@@ -146,7 +146,7 @@ def complete_service(context: click.Context, _param: click.Parameter, incomplete
         with Client(session.socket or default_socket(), COMPLETION_TIMEOUT_S) as client:
             records = client.call("list_services")
         return [r["name"] for r in records if r["name"].startswith(incomplete)]
-    except (RegistryError, ValueError, LookupError, TypeError):
+    except (RegistryError, LookupError, TypeError):
         return []
 
 

@@ -61,9 +61,8 @@ def logs(session: Session, name: str, lines: int, follow: bool) -> int:
         data = session.call("logs", service=name, lines=lines)
         session.show(data, lambda: data)
         return exits.WELL
-    with session.client() as client:
-        for page in client.stream("logs", service=name, lines=lines, follow=True):
-            _show_page(session, page, page)
+    for page in session.client().stream("logs", service=name, lines=lines, follow=True):
+        _show_page(session, page, page)
     raise RegistryError("disconnected", "the registry has ended, and with it this log's stream")
 
 
@@ -110,11 +109,10 @@ def events(
         return _events(session, since, limit, chosen)
     if since is not None and limit is not None:
         raise click.UsageError("-f --since N shows all after N; leave out -n")
-    with session.client() as client:
-        if since is None:
-            since = _show_latest(session, client, limit or EVENTS_SHOWN, chosen)
-        for page in _unbroken(client, since, chosen):
-            _show_page(session, page, _event_lines(session.screen, page))
+    if since is None:
+        since = _show_latest(session, limit or EVENTS_SHOWN, chosen)
+    for page in _unbroken(session.client(), since, chosen):
+        _show_page(session, page, _event_lines(session.screen, page))
     return exits.WELL
 
 
@@ -130,10 +128,11 @@ def _events(session: Session, since: int | None, limit: int | None, chosen: dict
     return exits.WELL
 
 
-def _show_latest(session: Session, client: Client, limit: int, chosen: dict[str, str]) -> int:
+def _show_latest(session: Session, limit: int, chosen: dict[str, str]) -> int:
     """Show the last events; the number to follow from."""
-    newest = client.call("events", since=-1, limit=1)
-    page = client.call("events", since=-limit, limit=limit, **chosen)
+    with session.client() as client:
+        newest = client.call("events", since=-1, limit=1)
+        page = client.call("events", since=-limit, limit=limit, **chosen)
     _show_page(session, page, _event_lines(session.screen, page))
     seq: int = max(event["seq"] for event in [*newest, *page, {"seq": 0}])
     return seq

@@ -47,6 +47,7 @@ REASONS: dict[str, str] = {
 """Every value of core.lifecycle.Reason; `{name}` is the service's."""
 
 NONE = "-"
+_ON_ITS_WAY = ("Starting", "Stopping")
 _NOT_FOR_PEOPLE = {"digest", "start_time", "due_ns", "exit_code", "signal", "group_empty"}
 
 
@@ -81,14 +82,12 @@ def detail(record: Record, now: datetime) -> str:
 
 def is_well(record: Record) -> bool:
     """Whether nobody needs to look: it is where it is wanted, or on its way, and not unhealthy."""
-    match record["status"]:
-        case "Running":
-            return bool(record["health"] != "unhealthy")
-        case "Stopped":
-            return record["wanted"] == "down" or record["reason"] == "completed"
-        case "Starting" | "Stopping":
-            return True
-    return False
+    status: str = record["status"]
+    if status == "Running":
+        ill: bool = record["health"] == "unhealthy"
+        return not ill
+    meant: bool = record["wanted"] == "down" or record["reason"] == "completed"
+    return status in _ON_ITS_WAY or (status == "Stopped" and meant)
 
 
 def last_exit(ended: Record | None, now: datetime) -> str:

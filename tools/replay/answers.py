@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -13,6 +13,7 @@ from registry.core.events import Record
 from registry.core.projection import Projection
 from registry.journal import JournalError
 from registry.journal.read import (
+    Connection,
     Selection,
     Verdict,
     last_seq,
@@ -24,9 +25,6 @@ from registry.questions.records import ServiceRecord, event_record, rfc3339, ser
 from registry.questions.timeline import line
 
 from .moments import Moment
-
-if TYPE_CHECKING:
-    from sqlite3 import Connection
 
 _encode = msgspec.json.Encoder().encode
 
@@ -98,10 +96,8 @@ def _seq(journal: Connection, at: Moment | int) -> int:
 def _fold(projection: Projection, records: Sequence[Record]) -> None:
     try:
         projection.fold(records)
-    except (
-        KeyError,
-        AssertionError,
-    ):  # no registry wrote this: a service that was never defined, say
+    # no registry wrote this: an event of a service that was never defined, say
+    except (KeyError, AssertionError):
         raise JournalError(
             f"event {projection.seq + 1} does not follow from those before it; --verify says more"
         ) from None

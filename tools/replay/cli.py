@@ -10,27 +10,23 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
 
 import click
 from click.core import ParameterSource
 
 from registry.journal import JournalError
-from registry.journal.read import Selection, doubt, open_for_reading, verify
+from registry.journal.read import Connection, Selection, doubt, open_for_reading, verify
 
 from . import answers
 from .moments import EXAMPLES, Moment, moment
 
-if TYPE_CHECKING:
-    from sqlite3 import Connection
+_INTERRUPTED = 128 + signal.SIGINT
 
-INTERRUPTED = 128 + signal.SIGINT
-"""The exit status after Ctrl-C, as shells have it."""
-
-HELP = """What happened, read from the file JOURNAL: no running registry is needed, nor disturbed.
+_HELP = """What happened, read from the file JOURNAL: no running registry is needed, nor disturbed.
 
 Without options: every event, oldest first. `<- #12` names the event that led to it.
 
@@ -66,7 +62,7 @@ def _time_or_seq(
     try:
         return _time(ctx, param, text)
     except click.BadParameter as error:
-        raise click.BadParameter(f"{error.message}, or seq:57 for an event") from None
+        raise click.BadParameter(f"{error.message}, seq:57") from None
 
 
 def _hash(_ctx: click.Context, _param: click.Parameter, text: str | None) -> str | None:
@@ -76,9 +72,9 @@ def _hash(_ctx: click.Context, _param: click.Parameter, text: str | None) -> str
 
 
 @click.command(
-    help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    help=_HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
-@click.argument("path", metavar="JOURNAL", type=click.Path(path_type=Path))
+@click.argument("path", metavar="JOURNAL", type=click.Path(readable=False, path_type=Path))
 @click.option(
     "--at", callback=_time_or_seq, metavar="TIME|seq:N", help="The state of every service then."
 )
@@ -111,8 +107,8 @@ def replay(
     as_json: bool,
     wants_verdict: bool,
     head: str | None,
-) -> None:
-    """Choose the answer; HELP says what there is."""
+) -> int:
+    """Choose the answer; _HELP says what there is."""
     _refuse_nonsense(ctx)
     try:
         journal = open_for_reading(path)
@@ -123,12 +119,11 @@ def replay(
             if remark := doubt(journal, path):
                 click.echo(f"{path}: {remark}", err=True)
             if wants_verdict:
-                _verify(journal, path, head)
+                return _print_verdict(journal, path, head)
             answers.refuse_unknown(journal, services)
             if at is not None:
-                _services(answers.then(journal, at, services), as_json=as_json)
-            else:
-                _events(journal, _selection(services, since, until), as_json=as_json)
+                return _print_services(answers.then(journal, at, services), as_json=as_json)
+            return _print_events(journal, _selection(services, since, until), as_json=as_json)
     except JournalError as error:
         raise click.ClickException(f"{path}: {error}") from None
 
@@ -166,7 +161,7 @@ def _selection(services: tuple[str, ...], since: Moment | None, until: Moment | 
     return selection
 
 
-def _events(journal: Connection, selection: Selection, *, as_json: bool) -> None:
+def _print_events(journal: Connection, selection: Selection, *, as_json: bool) -> int:
     answer = answers.events_json if as_json else answers.timeline
     found = False
     for page in answer(journal, selection):
@@ -174,27 +169,40 @@ def _events(journal: Connection, selection: Selection, *, as_json: bool) -> None
         found = True
     if not found:
         click.echo("no event is of that service and time", err=True)
+    return 0
 
 
-def _services(state: answers.Then, *, as_json: bool) -> None:
-    click.echo(answers.services_json(state) if as_json else "\n".join(answers.services_text(state)))
+def _print_services(state: answers.Then, *, as_json: bool) -> int:
+    lines = [answers.services_json(state)] if as_json else answers.services_text(state)
+    click.echo("\n".join(lines))
+    return 0
 
 
-def _verify(journal: Connection, path: Path, head: str | None) -> NoReturn:
+def _print_verdict(journal: Connection, path: Path, head: str | None) -> int:
     verdict = verify(journal, head)
     click.echo(answers.verdict_text(path, verdict, head))
-    sys.exit(0 if answers.is_sound(verdict, head) else 1)
+    return 0 if answers.is_sound(verdict, head) else 1
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command; its exit status. One sentence on stderr for what is wrong, none for Ctrl-C."""
+    try:
+        status = replay.main(arguments, prog_name="circle-replay", standalone_mode=False)
+    except click.ClickException as error:
+        click.echo(f"circle-replay: {error.format_message()}", err=True)
+        return error.exit_code
+    except click.Abort:
+        return _INTERRUPTED
+    return int(status or 0)
 
 
 def main() -> None:
-    """Run the command: one sentence for what is wrong, nothing for Ctrl-C or a closed pipe."""
+    """The command as a process: Ctrl-C and a closed pipe end it as they end cat, by their signals."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    if isinstance(sys.stdout, TextIOWrapper):  # whatever the locale cannot show
+    if isinstance(sys.stdout, TextIOWrapper):  # what the locale cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        replay.main(prog_name="circle-replay", standalone_mode=False)
-    except click.ClickException as error:
-        click.echo(f"circle-replay: {error.format_message()}", err=True)
-        sys.exit(error.exit_code)
-    except click.Abort:
-        sys.exit(INTERRUPTED)
+    status = run(sys.argv[1:])
+    if status == _INTERRUPTED:  # at once: a reader that does not read must not hold up the rest
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+    sys.exit(status)

@@ -30,7 +30,7 @@ _UNITS_S = {
     for unit in units
 }
 
-EXAMPLES = "2026-01-02T03:04:05Z, '2026-01-02 03:04:05', 03:14, 03:14:07, '2 hours ago' or '5m ago'"
+EXAMPLES = "2026-01-02T03:04:05Z, '2026-01-02 03:04:05', 03:14, 03:14:07, '2 hours ago', '5m ago'"
 """One of each form."""
 
 

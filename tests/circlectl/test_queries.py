@@ -1,0 +1,244 @@
+"""list, status, health, version, validate: what they show, and their exit statuses."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+OLD = "2020-01-01T00:00:00Z"
+
+
+@pytest.fixture
+def detailed(record, event):
+    """What `status` answers of a service that has seen trouble."""
+    return record(
+        attempt=9,
+        message="check http failed 3 times: connection refused",
+        health="unhealthy",
+        definition={"cmd": ["gunicorn", "app main"], "logs": {"dir": "var/log"}},
+        checks=[
+            {
+                "name": "http",
+                "target": "http://127.0.0.1:8080/",
+                "health": "unhealthy",
+                "last_at": OLD,
+                "latency_ms": 12.345,
+                "error": "connection refused",
+            }
+        ],
+        last_exit={"run": 2, "at": OLD, "exit_code": 3, "signal": None, "reason": "exit_code"},
+        events=[event(120)],
+    )
+
+
+def test_list_is_an_aligned_table(fake, circlectl, record) -> None:
+    failed = record("db", status="Failed", reason="program_missing", pid=None, restarts=0)
+    fake.answers["list_services"] = [[record(health="healthy"), failed]]
+    ended = circlectl("list")
+    header, web, db = ended.out.splitlines()
+    assert header.split() == ["NAME", "STATUS", "HEALTH", "PID", "RESTARTS", "SINCE", "DETAIL"]
+    assert web.split()[:5] == ["web", "Running", "healthy", "4711", "2"]
+    assert db.endswith("program missing")
+    assert db.index("Failed") == web.index("Running") == header.index("STATUS")
+    assert (ended.status, ended.err) == (0, "")
+    assert "\033" not in ended.out
+
+
+@pytest.mark.parametrize("command", ["list", "status", "health"])
+def test_no_services_is_said_and_not_left_to_an_empty_page(fake, circlectl, command) -> None:
+    fake.answers = {"list_services": [[]], "health": [[]]}
+    said = "no services are defined; declare some in the configuration file\n"
+    assert circlectl(command) == (0, said, "")
+
+
+def test_a_name_cannot_move_the_cursor(fake, circlectl, record) -> None:
+    fake.answers["list_services"] = [[record("a\033[2Jb")]]
+    assert r"a\x1b[2Jb" in circlectl("list").out
+
+
+def test_at_80_columns_no_line_is_longer(fake, circlectl, record, screen_at) -> None:
+    screen_at(80)
+    long_name = "n" * 64
+    limited = record(long_name, status="Failed", reason="restart_limit")
+    fake.answers["list_services"] = [[record(), limited]]
+    lines = circlectl("list").out.splitlines()
+    assert max(len(_plain(line)) for line in lines) <= 80
+    assert lines[-1].startswith("    \u2514 restart limit reached; circlectl start nnn")
+    assert lines[-1].endswith("n\u2026")
+
+
+def test_what_the_encoding_lacks_is_drawn_in_ascii(fake, circlectl, record, screen_at) -> None:
+    screen_at(80, ENCODING="ascii")
+    fake.answers["list_services"] = [[record("n" * 64, status="Failed", reason="restart_limit")]]
+    assert circlectl("list").out.isascii()
+
+
+@pytest.mark.parametrize(
+    ("environment", "coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+)
+def test_a_terminal_gets_colours_unless_it_asks_for_none(
+    fake, circlectl, record, screen_at, environment, coloured
+) -> None:
+    screen_at(80, **environment)
+    fake.answers["list_services"] = [[record()]]
+    assert ("\033[32mRunning" in circlectl("list").out) is coloured
+
+
+def test_force_color_colours_a_file(fake, circlectl, record, monkeypatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    fake.answers["list_services"] = [[record()]]
+    assert "\033[32mRunning" in circlectl("list").out
+
+
+def test_status_of_a_name_tells_everything_that_is_known(fake, circlectl, detailed) -> None:
+    fake.answers["status"] = [detailed]
+    ended = circlectl("status", "web")
+    assert ended.status == 0
+    assert ended.out.startswith("web: Running since 2026-01-02 03:04:05Z (")
+    for fact in (
+        "  wanted    up\n",
+        "  pid       4711\n",
+        "check http failed 3 times: connection refused\n",
+        "http (http://127.0.0.1:8080/): unhealthy, connection refused, 12.3 ms, ",
+        "last exit exit code 3 (run 2, ",
+        "command   gunicorn 'app main'\n",
+        "logs      circlectl logs web\n",
+        "     120  2026-01-02 03:04:05Z  became_ready ",
+    ):
+        assert fact in ended.out
+
+
+def test_status_of_a_crash_loop_tells_the_attempt(fake, circlectl, detailed) -> None:
+    looping = {"status": "Restarting", "reason": "crash_looping", "next_restart_at": OLD}
+    fake.answers["status"] = [detailed | looping]
+    assert "reason    crash-looping, attempt 9, next in 0 s\n" in circlectl("status", "web").out
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({}, 0),
+        ({"status": "Failed"}, 3),
+        ({"status": "Starting"}, 3),
+        ({"status": "Stopped", "reason": "completed"}, 3),
+    ],
+)
+def test_status_exits_3_for_what_is_not_running(fake, circlectl, record, changes, status) -> None:
+    fake.answers["status"] = [record(), record(**changes)]
+    assert circlectl("status", "db", "web").status == status
+
+
+def test_status_exits_4_for_an_unknown_service_and_shows_the_others(
+    fake, circlectl, record, refusal
+) -> None:
+    fake.answers["status"] = [refusal("unknown_service", "there is no service 'nope'"), record()]
+    ended = circlectl("status", "nope", "web")
+    assert ended.status == 4
+    assert ended.out.startswith("web: Running")
+    assert ended.err == "circlectl: there is no service 'nope'\n"
+
+
+def test_status_without_names_counts_and_tells_who_is_not_well(fake, circlectl, record) -> None:
+    failed = record("db", status="Failed", reason="program_missing")
+    fake.answers["list_services"] = [[record(), failed]]
+    ended = circlectl("status")
+    assert ended.status == 0
+    assert ended.out.splitlines()[:3] == [
+        "2 services: 1 Running, 1 Failed",
+        "not well:",
+        "  db: Failed, program missing",
+    ]
+
+
+def test_status_without_names_says_when_all_is_well(fake, circlectl, record) -> None:
+    fake.answers["list_services"] = [[record()]]
+    assert circlectl("status").out.startswith("1 service: 1 Running\nall is well\n\nNAME")
+
+
+def test_status_all_shows_every_service(fake, circlectl, record) -> None:
+    fake.answers = {"list_services": [[record(), record("db")]], "status": [record()]}
+    circlectl("status", "all")
+    assert [request["service"] for request in fake.asked("status")] == ["web", "db"]
+
+
+def test_health_has_a_line_a_check(fake, circlectl, detailed) -> None:
+    fake.answers["health"] = [
+        [detailed, {"name": "db", "health": None, "since": None, "checks": []}]
+    ]
+    ended = circlectl("health")
+    _header, web, db = ended.out.splitlines()
+    assert web.startswith("web   http   unhealthy  12.3 ms")
+    assert web.endswith("connection refused (http://127.0.0.1:8080/)")
+    assert db.endswith("no check is declared")
+    assert "service" not in fake.requests[0]
+
+
+def test_health_asks_for_the_names_that_were_given(fake, circlectl) -> None:
+    fake.answers["health"] = [[]]
+    circlectl("health", "web", "db")
+    assert fake.requests[0]["service"] == ["web", "db"]
+
+
+@pytest.mark.parametrize("arguments", [("--json", "list"), ("list", "--json")])
+def test_json_is_the_answer_wherever_it_is_asked_for(fake, circlectl, record, arguments) -> None:
+    fake.answers["list_services"] = [[record()]]
+    ended = circlectl(*arguments)
+    assert json.loads(ended.out) == [record()]
+    assert ended.out.count("\n") == 1
+
+
+def test_json_is_indented_on_a_terminal(fake, circlectl, record, screen_at) -> None:
+    screen_at(80)
+    fake.answers["list_services"] = [[record()]]
+    ended = circlectl("list", "--json")
+    assert json.loads(ended.out) == [record()]
+    assert ended.out.count("\n") > 10
+
+
+def test_status_of_one_name_is_one_object_and_of_several_an_array(fake, circlectl, record) -> None:
+    fake.answers["status"] = [record()]
+    assert json.loads(circlectl("status", "web", "--json").out) == record()
+    assert json.loads(circlectl("status", "web", "db", "--json").out) == [record(), record()]
+
+
+def test_version_tells_both_versions_and_what_the_machine_can_do(fake, circlectl) -> None:
+    capability = {"name": "pidfd", "available": False, "what": "pidfds", "otherwise": "looks"}
+    answer = {"version": "9.9", "pid": 5, "started_at": OLD, "capabilities": [capability]}
+    fake.answers["version"] = [answer]
+    ended = circlectl("version", "--all")
+    assert ended.out.startswith("circlectl 0.")
+    assert "registry 9.9\n" in ended.out
+    assert "    pidfd         no   looks\n" in ended.out
+    assert fake.requests[0]["all"] is True
+
+
+@pytest.fixture
+def validator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of Python, what says its arguments and that they are wrong."""
+    script = tmp_path / "python"
+    script.write_text('#!/bin/sh\necho "$@" >&2\nexit 78\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+
+
+def test_validate_passes_its_file_and_the_exit_status_on(validator, circlectl) -> None:
+    ended = circlectl("validate", "a.toml")
+    assert ended == (78, "", "-P -m registry --validate --config a.toml\n")
+    assert circlectl("validate").err == "-P -m registry --validate\n"
+
+
+def test_validate_as_json_carries_the_complaints(validator, circlectl) -> None:
+    ended = circlectl("validate", "--json")
+    assert ended.status == 78
+    assert json.loads(ended.out) == {
+        "valid": False,
+        "complaints": ["-P -m registry --validate"],
+    }
+
+
+def _plain(line: str) -> str:
+    for code in ("0", "1", "31", "32", "33"):
+        line = line.replace(f"\033[{code}m", "")
+    return line

@@ -1,0 +1,141 @@
+"""logs and events: what is asked for, what is shown, and what no restart of the registry loses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def spawn(short_dir):
+    """Start circlectl as a process, which is ended at the latest with the test."""
+    processes = []
+
+    def start(*arguments, **options):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "circlectl", "--socket", str(short_dir / "s"), *arguments],
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_logs_come_as_they_were_written(fake, circlectl) -> None:
+    fake.answers["logs"] = [["one", "\033[31mred\033[0m", ""]]
+    assert circlectl("logs", "web", "-n", "3") == (0, "one\n\033[31mred\033[0m\n\n", "")
+    assert fake.requests[0]["lines"] == 3
+
+
+def test_logs_as_json_are_an_array_and_followed_a_line_each(fake, circlectl, stream) -> None:
+    fake.answers["logs"] = [["a", "b"], stream([["a", "b"], ["c\n"]])]
+    assert circlectl("logs", "web", "--json").out == '["a","b"]\n'
+    assert circlectl("logs", "web", "-f", "--json").out == '"a"\n"b"\n"c\\n"\n'
+
+
+def test_a_followed_log_ends_with_the_registry(fake, circlectl, stream) -> None:
+    fake.answers["logs"] = [stream([["a"]])]
+    ended = circlectl("logs", "web", "-f")
+    assert (ended.status, ended.out) == (69, "a\n")
+    assert ended.err == "circlectl: the registry has ended, and with it this log's stream\n"
+    assert fake.requests[0]["follow"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        ([], {"since": -20, "limit": 20}),
+        (["-n", "5"], {"since": -5, "limit": 5}),
+        (["--since", "100"], {"since": 100, "limit": 1000}),
+        (["--since", "100", "-n", "7"], {"since": 100, "limit": 7}),
+        (
+            ["--service", "web", "--type", "exited"],
+            {"since": -20, "limit": 20, "service": "web", "type": "exited"},
+        ),
+    ],
+)
+def test_events_are_the_last_ones_or_those_after_a_number(
+    fake, circlectl, arguments, asked
+) -> None:
+    fake.answers["events"] = [[]]
+    circlectl("events", *arguments)
+    assert fake.requests == [{"action": "events", **asked}]
+
+
+def test_an_event_is_a_line(fake, circlectl, event) -> None:
+    fake.answers["events"] = [[event(120)]]
+    (line,) = circlectl("events").out.splitlines()
+    assert line.split(maxsplit=5) == [
+        "120",
+        "2026-01-02",
+        "03:04:05Z",
+        "web",
+        "became_ready",
+        "Starting to Running, ready",
+    ]
+
+
+def test_a_full_page_says_where_to_go_on(fake, circlectl, event) -> None:
+    fake.answers["events"] = [[event(101), event(102)]]
+    ended = circlectl("events", "--since", "100", "-n", "2")
+    assert ended.err == "circlectl: there may be more: --since 102\n"
+
+
+def test_followed_events_go_on_after_the_last_that_was_shown(
+    fake, circlectl, stream, event, refusal
+) -> None:
+    fake.answers["events"] = [
+        [event(9)],
+        [event(7)],
+        stream([[], [event(10)], [event(12)]]),
+        refusal("shutting_down", "the registry is shutting down"),
+        stream([[event(13)]]),
+        refusal("unknown_service", "there is no service 'web'"),
+    ]
+    ended = circlectl("events", "-f", "--service", "web", "--json")
+    assert [json.loads(line)["seq"] for line in ended.out.splitlines()] == [7, 10, 12, 13]
+    assert [request["since"] for request in fake.requests] == [-1, -20, 9, 12, 12, 13]
+    assert all(request["service"] == "web" for request in fake.requests[1:])
+    assert "going on after event 12" in ended.err
+    assert "the registry is back" in ended.err
+    assert ended.status == 4
+
+
+def test_followed_events_outlive_the_registry(listen, spawn, stream, event) -> None:
+    first = listen()
+    first.answers["events"] = [stream([[event(1)]], stays=False)]
+    following = spawn("events", "-f", "--since", "0", "--json")
+    assert json.loads(following.stdout.readline())["seq"] == 1
+    assert "going on after event 1" in following.stderr.readline()
+    first.close()
+    second = listen()
+    second.answers["events"] = [stream([[event(2)]], stays=True)]
+    assert json.loads(following.stdout.readline())["seq"] == 2
+    assert second.requests[0]["since"] == 1
+    following.send_signal(signal.SIGINT)
+    out, err = following.communicate()
+    assert (following.returncode, out) == (130, "")
+    assert err == "circlectl: the registry is back\n"
+
+
+def test_a_stream_that_nobody_reads_ends_quietly(fake, spawn, stream) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    fake.answers["logs"] = [stream([["a"]], stays=True)]
+    following = spawn("logs", "web", "-f", stdout=write)
+    os.close(write)
+    assert following.stderr.read() == ""
+    assert following.wait() == 141
+
+
+def test_following_from_a_number_has_no_limit(circlectl) -> None:
+    ended = circlectl("events", "-f", "--since", "5", "-n", "3")
+    assert ended.status == 2
+    assert "leave out -n" in ended.err

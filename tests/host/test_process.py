@@ -1,0 +1,481 @@
+"""The runner: ends seen once and in full, groups stopped to the last process, commands, nothing left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from typing import Any
+
+import pytest
+
+from registry.core.inputs import GroupGone, ProcessExited
+from registry.host import proc
+from registry.host import process as process_module
+from registry.host.clock import mono_ns
+
+SH = "/bin/sh"
+# a process of its own session whose parents are gone: it can only be found by its mark
+STRAY = "setsid -f sh -c 'trap \"{trap}\" TERM; echo stray $$; exec sleep 1000'; "
+
+FALLBACKS = [
+    pytest.param((), id="all"),
+    pytest.param(("pidfd_group", "pidfd_exit"), id="no pidfd_group"),
+    pytest.param(("pidfd", "pidfd_group", "pidfd_exit"), id="no pidfd"),
+    pytest.param(("waitid",), id="no waitid"),
+    pytest.param(("subreaper", "proc_children"), id="no subreaper"),
+    pytest.param(("proc_children",), id="no proc_children"),
+]
+
+
+def stat_of(pid: int) -> Any:
+    """What /proc says of a process that is there."""
+    return proc.stat(pid)
+
+
+def is_alive(pid: int) -> bool:
+    stat = proc.stat(pid)
+    return stat is not None and stat.is_alive
+
+
+async def word(host, expected: str) -> int:
+    """The pid that a process of the service tells by a line of its output."""
+    name, pid = (await host.line()).split()
+    assert name == expected
+    return int(pid)
+
+
+async def rest_of_output(host) -> None:
+    """Nothing more was said until the last writer ended."""
+    assert os.read(host.keeper.outputs["s", 1], 100) == b""
+
+
+# ends
+
+
+@pytest.mark.parametrize("code", [0, 1, 42, 255])
+async def test_an_exit_code_is_seen_with_what_was_used(host, code):
+    host.script(f"exit {code}")
+    exited = await host.next()
+    assert (exited.exit_code, exited.signal, exited.group_empty) == (code, None, True)
+    assert exited.usage.memory_max > 100_000
+    assert exited.usage.user_s + exited.usage.system_s < 10
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGABRT", "SIGUSR1"])
+async def test_a_signal_is_seen(host, name):
+    host.script(f"kill -{name[3:]} $$")
+    exited = await host.next()
+    assert (exited.exit_code, exited.signal) == (None, signal.Signals[name])
+
+
+async def test_200_ends_at_once_are_all_seen_once(host):
+    for number in range(200):
+        host.script("read x </dev/null; exit 7", service=f"s{number}", logs=None)
+    seen = [await host.seen.get() for _end in range(200)]
+    assert {service for service, _given in seen} == {f"s{number}" for number in range(200)}
+    assert {given.exit_code for _service, given in seen} == {7}
+    host.runner.reap()
+    assert host.seen.empty()
+
+
+async def test_more_ends_than_are_taken_at_once_are_all_seen(host, monkeypatch):
+    monkeypatch.setattr(process_module, "REAP_MAX", 2)
+    for number in range(9):
+        host.spawn(SH, "-c", "exit 7", service=f"s{number}", logs=None)
+    for pid in host.pids:
+        os.kill(pid, signal.SIGKILL)
+    for pid in host.pids:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert len({(await host.seen.get())[0] for _end in range(9)}) == 9
+
+
+async def test_a_leader_that_leaves_children_says_so_and_their_end_is_seen(host):
+    host.script("sh -c 'echo child $$; exec sleep 1000' & exit 0")
+    child = await word(host, "child")
+    exited = await host.next()
+    assert (exited.exit_code, exited.group_empty) == (0, False)
+    os.kill(child, signal.SIGKILL)
+    assert await host.next() == GroupGone(run=1)
+
+
+async def test_orphans_of_nobody_are_reaped(host, gone):
+    """One that has neither session nor mark of its service is not ours to stop, but ours to reap."""
+    leader = host.script(
+        "setsid -f env -i X=1 sh -c 'echo stranger $$; exec sleep 1000'; exec sleep 1000"
+    )
+    stranger = await word(host, "stranger")
+    os.kill(leader, signal.SIGKILL)
+    assert (await host.next()).group_empty
+    os.kill(stranger, signal.SIGKILL)
+    await gone(stranger)
+    host.runner.reap()
+    assert list(proc.children(os.getpid())) == []
+    assert host.seen.empty()
+
+
+async def test_an_observer_may_call_back(host, monkeypatch):
+    def start_next(service, given):
+        host.seen.put_nowait((service, given))
+        if isinstance(given, ProcessExited) and given.run == 1:
+            host.script("exit 2", run=2)
+            host.stop(run=1)
+
+    monkeypatch.setattr(host.runner, "_observe", start_next)
+    host.script("exit 1")
+    assert (await host.next()).exit_code == 1
+    assert await host.next() == GroupGone(run=1)
+    assert (await host.next()).exit_code == 2
+
+
+# stopping
+
+
+async def test_a_service_that_ends_on_its_signal_is_not_killed(host):
+    host.script("trap 'exit 5' INT; echo ready; while :; do sleep 0.01; done")
+    assert await host.line() == "ready"
+    host.stop(name="SIGINT")
+    exited = await host.next()
+    assert (exited.exit_code, exited.killed) == (5, 0)
+
+
+@pytest.mark.parametrize("fallback", FALLBACKS)
+async def test_a_service_is_stopped_with_its_group(make_host, without, fallback):
+    host = make_host(without(fallback))
+    host.script("sh -c 'echo child $$; sleep 1000' & wait")
+    child = await word(host, "child")
+    host.stop()
+    exited = await host.next()
+    assert exited.signal == signal.SIGTERM
+    if not exited.group_empty:
+        assert await host.next() == GroupGone(run=1, killed=0)
+    assert not is_alive(child)
+    assert host.seen.empty()
+
+
+@pytest.mark.parametrize("fallback", FALLBACKS)
+async def test_a_grandchild_that_left_the_group_is_ended_before_the_group_is_gone(
+    make_host, without, fallback
+):
+    host = make_host(without(fallback))
+    host.script(STRAY.format(trap="-") + "exec sleep 1000")
+    stray = await word(host, "stray")
+    host.stop()
+    exited = await host.next()
+    assert (exited.signal, exited.group_empty) == (signal.SIGTERM, False)
+    assert await host.next() == GroupGone(run=1, killed=0)
+    assert not is_alive(stray)
+
+
+@pytest.mark.parametrize("fallback", FALLBACKS)
+async def test_who_ignores_the_signal_is_killed_at_the_deadline_and_counted(
+    make_host, without, fallback
+):
+    host = make_host(without(fallback))
+    host.script(STRAY.format(trap="") + "trap '' TERM; echo leader $$; exec sleep 1000")
+    found = {}
+    for _process in range(2):
+        name, pid = (await host.line()).split()
+        found[name] = int(pid)
+    before_ns = mono_ns()
+    host.stop(timeout_s=0.2)
+    exited = await host.next()
+    assert mono_ns() - before_ns > 0.2e9
+    assert exited.signal == signal.SIGKILL
+    last = exited
+    if not exited.group_empty:
+        last = await host.next()
+        assert isinstance(last, GroupGone)
+    assert last.killed == 2
+    assert not is_alive(found["stray"])
+    assert not is_alive(found["leader"])
+    assert host.seen.empty()
+
+
+async def test_leftovers_that_ignore_the_signal_are_killed_when_their_leader_ends_after_the_deadline(
+    host,
+):
+    """The leader's end comes after SIGKILL was sent: what it shielded gets SIGKILL, nothing milder."""
+    host.script(STRAY.format(trap="") + "trap '' TERM; sleep 1000")
+    await word(host, "stray")
+    host.stop(timeout_s=0)
+    seen = await host.next()
+    if not seen.group_empty:
+        seen = await host.next()
+    assert seen.killed >= 2
+
+
+async def test_a_due_time_in_the_past_kills_at_once(host):
+    host.script("trap '' TERM; echo ready; while :; do sleep 1000; done")
+    assert await host.line() == "ready"
+    host.runner.stop("s", 1, "SIGTERM", 0)
+    assert (await host.next()).signal == signal.SIGKILL
+
+
+async def test_the_group_gets_its_signal_once(host):
+    """To many programs a second SIGTERM means: at once, and forget what you were doing."""
+    child = (
+        "exec 2>/dev/null; trap 'echo term $$' TERM; echo child $$; while :; do sleep 0.01; done"
+    )
+    host.script('sh -c "$CHILD" & trap "exit 0" TERM; wait', env={"CHILD": child})
+    pid = await word(host, "child")
+    host.stop()
+    assert await word(host, "term") == pid
+    assert (await host.next()).group_empty is False
+    os.kill(pid, signal.SIGKILL)
+    assert await host.next() == GroupGone(run=1)
+    await rest_of_output(host)
+
+
+async def test_a_stop_is_asked_once(host):
+    host.script(
+        "exec 2>/dev/null; trap 'echo term $$' TERM; echo ready; while :; do sleep 0.01; done"
+    )
+    assert await host.line() == "ready"
+    host.stop()
+    pid = await word(host, "term")
+    host.stop(timeout_s=0)
+    os.kill(pid, signal.SIGKILL)
+    exited = await host.next()
+    assert exited.killed == 0
+    if not exited.group_empty:
+        assert await host.next() == GroupGone(run=1, killed=0)
+    await rest_of_output(host)
+
+
+async def test_stopping_what_is_not_there_is_answered(host):
+    host.stop(run=3)
+    assert await host.next() == GroupGone(run=3)
+
+
+async def test_a_stop_before_the_gate_opened_means_that_nothing_ran(host, tmp_path):
+    host.spawn(SH, "-c", f"echo ran >{tmp_path}/trace")
+    host.stop()
+    assert not host.runner.open_gate("s", 1)
+    exited = await host.next()
+    assert (exited.never_ran, exited.group_empty, exited.killed) == (True, True, 0)
+    assert not (tmp_path / "trace").exists()
+
+
+async def test_a_hurry_kills_what_is_being_stopped_and_what_will_be(host):
+    text = "trap '' TERM; echo ready; while :; do sleep 1000; done"
+    for run in (1, 2):
+        host.script(text, run=run)
+        assert await host.line(run=run) == "ready"
+    host.stop(run=1)
+    host.runner.hurry()
+    assert (await host.next()).signal == signal.SIGKILL
+    while not host.seen.empty() or not host.runner._processes.keys() <= {("s", 2)}:
+        assert (await host.next()).run == 1
+    host.stop(run=2)
+    exited = await host.next()
+    assert (exited.run, exited.signal) == (2, signal.SIGKILL)
+
+
+async def test_leftovers_that_spawn_are_killed_to_the_last(host):
+    """Each that is killed has a child by then: all are found again until none is left."""
+    text = "trap '' TERM; echo ready; while :; do setsid -f sh -c 'trap \"\" TERM; sleep 1000'; sleep 0.01; done"
+    host.script(text)
+    assert await host.line() == "ready"
+    host.stop(timeout_s=0.1)
+    seen = await host.next()
+    if not seen.group_empty:
+        seen = await host.next()
+    assert seen.killed >= 2
+    assert not [pid for pid in proc.all_pids() if proc.mark(pid) == host.mark() and is_alive(pid)]
+
+
+MAIN_THREAD_ENDS = """
+import ctypes, os, threading, time
+def tell():
+    while open("/proc/self/stat").read().split()[2] != "Z":
+        time.sleep(0.001)
+    print("child", os.getpid(), flush=True)
+    time.sleep(1000)
+threading.Thread(target=tell).start()
+ctypes.CDLL(None).syscall(60, 0)  # exit(2): ends the thread, not its process
+"""
+
+
+async def test_a_member_whose_main_thread_has_ended_still_counts(host):
+    leader = host.script(
+        f"""{sys.executable} -c "$PROGRAM" & exec sleep 1000""", env={"PROGRAM": MAIN_THREAD_ENDS}
+    )
+    await word(host, "child")
+    os.kill(leader, signal.SIGKILL)
+    assert (await host.next()).group_empty is False
+    host.stop(timeout_s=0)
+    assert isinstance(await host.next(), GroupGone)
+
+
+async def test_without_proc_a_group_is_asked_by_signal(make_host, without):
+    for names in (["proc"], ["proc", "pidfd", "pidfd_group", "pidfd_exit"]):
+        host = make_host(without(names))
+        host.script("trap '' TERM; sh -c 'echo child $$; sleep 1000' & wait; wait")
+        child = await word(host, "child")
+        host.stop(timeout_s=0.05)
+        exited = await host.next()
+        assert (exited.signal, exited.killed) == (signal.SIGKILL, 1)
+        if not exited.group_empty:
+            assert await host.next() == GroupGone(run=1, killed=1)
+        assert not is_alive(child)
+        host.close()
+
+
+@pytest.mark.parametrize("names", [("waitid",), ("proc",)])
+async def test_without_a_look_before_reaping_failures_are_known_by_their_codes(
+    make_host, without, names
+):
+    host = make_host(without(names))
+    host.start("/no/such/program")
+    assert (await host.next()).launch_failure is not None
+    host.script("exit 111", run=2)
+    assert (await host.next()).never_ran is False  # its gate was opened
+    host.spawn(SH, "-c", "exit 0", run=3)
+    host.stop(run=3)
+    assert (await host.next()).never_ran
+
+
+# commands
+
+
+async def test_a_command_gives_its_exit_code(host, tmp_path):
+    launch = host.launch(SH, "-c", f"pwd -P >{tmp_path}/cwd; exit 3", cwd=str(tmp_path))
+    assert await host.runner.run_command(launch, 100) == 3
+    assert (tmp_path / "cwd").read_text() == f"{tmp_path}\n"
+    assert await host.runner.run_command(host.launch(SH, "-c", "kill -9 $$"), 100) == -9
+
+
+def sleeping(host, tmp_path):
+    """A command with a child: its launch and a FIFO on which the child tells its pid."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    text = f"sh -c 'echo $$ >{fifo}; exec sleep 1000' & trap '' TERM; wait"
+    return host.launch(SH, "-c", text), reader
+
+
+async def first_line(reader: int) -> int:
+    ready = asyncio.Event()
+    asyncio.get_running_loop().add_reader(reader, ready.set)
+    await ready.wait()
+    asyncio.get_running_loop().remove_reader(reader)
+    line = os.read(reader, 100)
+    os.close(reader)
+    return int(line)
+
+
+async def all_reaped(host, gone) -> None:
+    """Everything has ended, and been reaped."""
+    for pid in list(proc.children(os.getpid())):
+        await gone(pid)
+    host.runner.reap()
+    assert list(proc.children(os.getpid())) == []
+
+
+async def test_a_command_that_takes_too_long_is_killed_with_its_group(host, tmp_path, gone):
+    launch, reader = sleeping(host, tmp_path)
+    with pytest.raises(TimeoutError):
+        await host.runner.run_command(launch, 1)
+    await gone(await first_line(reader))
+    await all_reaped(host, gone)
+
+
+async def test_a_cancelled_command_is_killed_and_keeps_its_number_until_reaped(
+    host, tmp_path, gone
+):
+    launch, reader = sleeping(host, tmp_path)
+    command = asyncio.create_task(host.runner.run_command(launch, 100))
+    child = await first_line(reader)
+    (leader,) = proc.children(os.getpid())
+    command.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await command
+    assert proc.stat(leader) is not None  # nobody else can have its number yet
+    assert leader in host.runner._commands
+    await gone(leader)
+    await gone(child)
+    await all_reaped(host, gone)
+    assert host.runner._commands == {}
+    assert host.runner._groups.led == set()
+
+
+@pytest.mark.parametrize("names", [(), ("subreaper", "proc_children")])
+async def test_a_probe_under_way_is_no_leftover_of_its_service(make_host, without, gone, names):
+    host = make_host(without(names))
+    pid = host.script("echo ready; exec sleep 1000")
+    assert await host.line() == "ready"
+    launch = host.launch("/bin/sleep", "1000", env={proc.MARK: host.mark()})
+    probe = asyncio.create_task(host.runner.run_command(launch, 100))
+    await asyncio.sleep(0)
+    os.kill(pid, signal.SIGKILL)
+    assert (await host.next()).group_empty
+    probe.cancel()
+    await asyncio.gather(probe, return_exceptions=True)
+    await all_reaped(host, gone)
+
+
+async def test_closing_leaves_services_alone_and_closes_gates(host, gone):
+    running = host.script("echo ready; sleep 1000")
+    assert await host.line() == "ready"
+    waiting = host.spawn(SH, "-c", "exit 0", run=2)
+    host.close()
+    await gone(waiting)
+    assert is_alive(running)
+
+
+async def test_the_owner_of_a_process_is_found_by_session_and_descent(host):
+    pid = host.script(
+        "sh -c 'echo child $$; sleep 1000' & setsid sh -c 'echo far $$; sleep 1000' & wait"
+    )
+    found = dict([(await host.line()).split(), (await host.line()).split()])
+    assert [host.runner.owner_of(int(each)) for each in (pid, found["child"], found["far"])] == [
+        "s"
+    ] * 3
+    assert host.runner.owner_of(os.getpid()) is None
+    assert host.runner.owner_of(2**22) is None
+
+
+async def test_released_runs_are_told_to_the_keeper_once(host):
+    for run in (1, 2, 3):
+        host.script("exit 0", run=run)
+        await host.next()
+    host.runner.kept("other", 9)
+    host.runner.release("s", 2)
+    host.runner.release("s", 2)
+    assert host.keeper.released == [("s", 1), ("s", 2)]
+    host.runner.release("s", None)
+    host.runner.release("other", None)
+    assert host.keeper.released[2:] == [("s", 3), ("other", 9)]
+
+
+async def test_what_cannot_be_looked_at_just_now_is_not_taken_for_gone(host, monkeypatch):
+    host.script(STRAY.format(trap="-") + "exit 0")
+    stray = await word(host, "stray")
+    assert (await host.next()).group_empty is False
+
+    def fail(_pid):
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(proc, "children", fail)
+        host.runner.reap()
+        assert host.seen.empty()
+    host.stop()
+    assert await host.next() == GroupGone(run=1)
+    assert not is_alive(stray)
+
+
+async def test_an_end_with_500_idle_neighbours_is_seen_without_a_scan_of_proc(host, monkeypatch):
+    monkeypatch.setattr(proc, "all_pids", lambda: pytest.fail("every process was looked at"))
+    for number in range(500):
+        host.spawn(SH, "-c", "exit 0", service=f"idle{number}", logs=None)
+    looked: set[int] = set()
+    stat = proc.stat
+    monkeypatch.setattr(proc, "stat", lambda pid: (looked.add(pid), stat(pid))[1])
+    pid = host.script("exit 0", logs=None)
+    looked.clear()
+    exited = await host.next()
+    assert exited == ProcessExited(run=1, exit_code=0, usage=exited.usage)
+    assert looked == {pid}

@@ -1,0 +1,305 @@
+"""How it begins, or says in a sentence why it cannot: configuration, locks, sockets, journals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sqlite3
+
+import pytest
+
+SLEEP = 'cmd = ["sleep", "1000"]'
+GOOD = f'[[service]]\nname = "a"\n{SLEEP}\n'
+EX_UNAVAILABLE, EX_CONFIG = 69, 78
+WRONG = """
+[[service]]
+name = "web"
+cmd = "python3 -m http.server"
+restart = "Sometimes"
+health_chek = "http://localhost/"
+
+[[service]]
+name = "web"
+cmd = ["true"]
+health_check = "ftp://localhost"
+stop = "soon"
+"""
+
+
+def one_sentence(text: str) -> str:
+    """The last line of stderr, which is all that is not an ordinary log line."""
+    assert "Traceback" not in text
+    lines = [line for line in text.splitlines() if not line.startswith("[INFO]")]
+    assert len(lines) == 1, text
+    return lines[0]
+
+
+def test_a_wrong_file_is_refused_with_everything_that_is_wrong(box):
+    box.configure(WRONG)
+    for arguments in (
+        ["--config", "etc/services.toml"],
+        ["--validate", "--config", "etc/services.toml"],
+    ):
+        status, told = box.run(*arguments)
+        assert status == EX_CONFIG
+        lines = told.splitlines()
+        assert len(lines) == 6, told
+        assert all(line.startswith("etc/services.toml:") for line in lines), told
+        for number, words in (
+            (7, "cmd"),
+            (8, "restart"),
+            (9, "did you mean 'health_check'?"),
+            (12, "number 1 of this file"),
+            (14, "ftp"),
+            (15, "stop"),
+        ):
+            assert any(
+                line.startswith(f"etc/services.toml:{number}:") and words in line for line in lines
+            ), told
+    assert not (box.folder / "var").exists(), "nothing was touched"
+
+
+def test_validate_says_that_all_is_well_and_does_nothing_else(box):
+    box.configure(GOOD)
+    assert box.run("--validate", "--config", "etc/services.toml") == (0, "")
+    assert not (box.folder / "var").exists()
+    assert not box.socket.exists()
+
+
+def test_what_only_the_machine_can_tell_is_an_error_for_validate(box):
+    box.configure(f'{GOOD}[[service]]\nname = "b"\ncmd = ["./b"]\ncwd = "nowhere"\n')
+    status, told = box.run("--validate", "--config", "etc/services.toml")
+    assert status == EX_CONFIG
+    assert "service 'b': cmd: there is no program" in told
+    assert "service 'b': cwd: there is no folder" in told
+
+
+def test_without_a_file_one_sentence_names_both_places(box):
+    if os.path.exists("/etc/circleosd/services.toml"):
+        pytest.skip("this machine has a system-wide configuration")
+    (box.folder / "etc").rmdir()
+    status, told = box.run()
+    assert status == EX_CONFIG
+    sentence = one_sentence(told)
+    assert "./etc/services.toml" in sentence
+    assert "/etc/circleosd/services.toml" in sentence
+
+
+def test_the_local_file_is_the_default(box):
+    box.configure(GOOD)
+    box.daemon = box.spawn()
+    box.wait_for(
+        lambda: "Loaded 1 service from etc/services.toml" in box.errors.read_text(), "it is found"
+    )
+    box.wait_for(lambda: box.socket.exists(), "it runs")
+    assert box.stop() == 0
+
+
+def test_relative_paths_begin_at_the_parent_of_etc(box):
+    box.configure(GOOD)
+    other = box.folder / "elsewhere"
+    other.mkdir()
+    config = str(box.folder / "etc" / "services.toml")
+    box.daemon = box.spawn("--config", config)
+    box.wait_for(box.journal.exists, "the journal is beside etc")
+    box.wait_for(lambda: box.socket.exists(), "it runs")
+    assert box.stop() == 0
+
+
+def test_a_second_registry_on_one_journal_names_the_first_and_ends(box):
+    config = box.configure(GOOD)
+    pid = box.start()
+    text = config.read_text().replace(str(box.socket), str(box.folder / "s2"))
+    (box.folder / "etc" / "second.toml").write_text(text)
+    status, told = box.run("--config", "etc/second.toml")
+    assert status == EX_UNAVAILABLE
+    assert f"process {pid}" in one_sentence(told)
+    assert str(box.journal) in told
+    assert not (box.folder / "s2").exists()
+    assert box.service("a")["status"] == "Running"
+
+
+def test_a_second_registry_on_one_socket_names_the_first_and_ends(box):
+    config = box.configure(GOOD)
+    pid = box.start()
+    other = box.folder / "other"
+    second = config.read_text() + f'[journal]\npath = "{other}/registry.db"\n'
+    (box.folder / "etc" / "second.toml").write_text(second)
+    status, told = box.run("--config", "etc/second.toml")
+    assert status == EX_UNAVAILABLE
+    sentence = one_sentence(told)
+    assert f"process {pid}" in sentence
+    assert str(box.socket) in sentence
+    assert box.service("a")["status"] == "Running", "the first one still answers"
+
+
+def test_two_journals_in_one_folder_do_not_share_a_keeper(box):
+    """The second is refused, or has a keeper of its own: the first one's services keep their logs."""
+    text = """
+import time
+while True:
+    print("line", flush=True)
+    time.sleep(0.01)
+"""
+    config = box.configure(f'[[service]]\nname = "a"\ncmd = {box.python("a", text)}\n')
+    pid = box.start()
+    second = (
+        config.read_text().replace(str(box.socket), str(box.folder / "s2")).replace('"a"', '"b"')
+    )
+    second += '[journal]\npath = "var/second.db"\n'
+    (box.folder / "etc" / "second.toml").write_text(second)
+    process = box.spawn("--config", "etc/second.toml")
+    try:
+        box.wait_for(
+            lambda: process.poll() is not None or (box.folder / "s2").exists(), "it runs or not"
+        )
+        if process.poll() is not None:
+            assert process.returncode == EX_UNAVAILABLE
+            assert f"process {pid}" in box.errors.read_text()
+        (record,) = box.data("restart", service="a", wait=True)
+        seen = len(box.log("a"))
+        assert record["run"] == 2
+        box.wait_for(lambda: len(box.log("a")) > seen + 20, "the new run is logged")
+        assert "serves another daemon" not in box.errors.read_text()
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def test_a_stale_socket_is_taken_over(box):
+    box.configure(GOOD)
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(box.socket))
+    stale.close()
+    box.start()
+    assert box.wait_status("a", "Running")
+    box.kill()
+    assert box.socket.exists()
+    box.start()
+    assert box.service("a")["status"] == "Running"
+
+
+def test_what_is_no_socket_is_left_alone(box):
+    box.configure(GOOD)
+    box.socket.write_text("precious")
+    status, told = box.run("--config", "etc/services.toml")
+    assert status == EX_UNAVAILABLE
+    assert str(box.socket) in one_sentence(told)
+    assert box.socket.read_text() == "precious"
+
+
+def test_a_socket_in_no_folder_is_told_in_one_sentence(box):
+    config = box.configure(GOOD)
+    config.write_text(config.read_text().replace(str(box.socket), str(box.folder / "none" / "s")))
+    status, told = box.run("--config", "etc/services.toml")
+    assert status == EX_UNAVAILABLE
+    assert str(box.folder / "none") in one_sentence(told)
+
+
+def test_a_journal_that_is_garbage_is_told_in_one_sentence_and_left_alone(box):
+    box.configure(GOOD)
+    box.journal.parent.mkdir()
+    garbage = b"this is no database at all, whatever its name says\n" * 100
+    box.journal.write_bytes(garbage)
+    status, told = box.run("--config", "etc/services.toml")
+    assert status == EX_UNAVAILABLE
+    assert str(box.journal) in one_sentence(told)
+    assert box.journal.read_bytes() == garbage
+
+
+def test_a_journal_that_is_a_folder_is_told_in_one_sentence(box):
+    box.configure(GOOD)
+    box.journal.mkdir(parents=True)
+    status, told = box.run("--config", "etc/services.toml")
+    assert status == EX_UNAVAILABLE
+    assert str(box.journal) in one_sentence(told)
+
+
+def test_a_database_of_somebody_else_is_refused_and_left_alone(box):
+    box.configure(GOOD)
+    box.journal.parent.mkdir()
+    with sqlite3.connect(box.journal) as connection:
+        connection.execute("CREATE TABLE songs (title TEXT)")
+    connection.close()
+    before = box.journal.read_bytes()
+    status, told = box.run("--config", "etc/services.toml")
+    assert status == EX_UNAVAILABLE
+    assert str(box.journal) in one_sentence(told)
+    assert box.journal.read_bytes() == before
+
+
+def a_journal(box) -> None:
+    """One that a registry made and closed."""
+    box.configure(GOOD)
+    box.start()
+    box.wait_status("a", "Running")
+    for _ in range(40):
+        box.data("restart", service="a", wait=True)
+    assert box.stop() == 0
+
+
+def test_a_journal_of_a_newer_version_is_told_in_one_sentence(box):
+    a_journal(box)
+    with sqlite3.connect(box.journal) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    status, told = box.run("--config", "etc/services.toml")
+    assert status == EX_UNAVAILABLE
+    assert "newer version" in one_sentence(told)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE events SET body = '{' WHERE seq = 5",
+        "UPDATE events SET type = 'unheard_of' WHERE seq = 5",
+        "UPDATE events SET body = '{}' WHERE seq = 5",
+        "UPDATE events SET service = 'ghost' WHERE seq = 6",
+        "DELETE FROM events WHERE seq = 3",
+        "DROP TABLE events",
+    ],
+)
+def test_a_journal_that_was_tampered_with_is_told_in_one_sentence(box, damage):
+    a_journal(box)
+    with sqlite3.connect(box.journal) as connection:
+        connection.execute(damage)
+    connection.close()
+    status, told = box.run("--config", "etc/services.toml")
+    assert status == EX_UNAVAILABLE
+    assert str(box.journal) in one_sentence(told)
+
+
+def test_a_journal_with_a_damaged_page_is_told_in_one_sentence(box):
+    a_journal(box)
+    size = box.journal.stat().st_size
+    with box.journal.open("r+b") as file:
+        for page in range(4096, size, 4096):
+            file.seek(page)
+            file.write(os.urandom(64))
+    status, told = box.run("--config", "etc/services.toml")
+    assert status == EX_UNAVAILABLE
+    assert str(box.journal) in one_sentence(told)
+
+
+def test_a_digest_key_that_is_lost_is_made_anew(box):
+    box.configure(f'{GOOD}env = {{ SECRET = "x" }}\n')
+    box.start()
+    box.wait_status("a", "Running")
+    key = box.folder / "var" / "digest.key"
+    assert key.stat().st_mode & 0o777 == 0o600
+    box.kill()
+    key.unlink()
+    box.start()
+    assert box.service("a")["run"] == 1
+    box.verify()
+
+
+def test_sigkill_leaves_no_lock_behind(box):
+    box.configure(GOOD)
+    for _ in range(3):
+        box.start()
+        os.kill(box.daemon.pid, signal.SIGKILL)
+        box.daemon.wait(10)
+    box.start()
+    assert box.service("a")["run"] == 1

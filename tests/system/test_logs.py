@@ -1,0 +1,183 @@
+"""Logs of services: nothing lost when the keeper is killed, followed through the socket, bounded on disk."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+COUNT = """
+import sys, time
+n = 0
+while True:
+    n += 1
+    print(n, flush=True)
+    time.sleep(PAUSE)
+"""
+
+
+def counting(box, name: str = "count", pause: str = "0.002", keys: str = "") -> str:
+    program = box.python(name, COUNT.replace("PAUSE", pause))
+    return f'[[service]]\nname = "{name}"\ncmd = {program}\n{keys}\n'
+
+
+def test_both_streams_of_a_service_are_kept_byte_for_byte(box):
+    command = """["sh", "-c", "echo out; echo err >&2; printf 'caf\\\\303\\\\251 \\\\377 no end'; exec sleep 1000"]"""
+    box.configure(f'[[service]]\nname = "a"\ncmd = {command}\n')
+    box.start()
+    path = box.folder / "var" / "log" / "a.log"
+    expected = b"out\nerr\ncaf\xc3\xa9 \xff no end"
+    box.wait_for(lambda: path.exists() and path.read_bytes() == expected, "its output is kept")
+    assert box.data("logs", service="a") == ["out", "err", "café � no end"]
+    assert box.data("logs", service="a", lines=1) == ["café � no end"]
+    assert box.data("logs", service="a", lines=0) == []
+
+
+def test_the_output_of_every_run_is_kept_to_its_last_line(box):
+    command = (
+        """["sh", "-c", "test -e again && exec sleep 1000; touch again; seq 1 1000; exit 1"]"""
+    )
+    box.configure(f'[[service]]\nname = "a"\ncmd = {command}\n')
+    box.start()
+    box.wait_status("a", "Running", run=2)
+    box.wait_for(lambda: box.log("a").count("\n") == 1000, "every line of the run that ended")
+    assert box.log("a").split() == [str(n) for n in range(1, 1001)]
+
+
+def test_kill_9_of_the_keeper_under_output_loses_no_line_and_is_told(box):
+    box.configure(counting(box, pause="0.0002"))
+    box.start()
+    pid = box.wait_status("count", "Running")["pid"]
+    for _ in range(3):
+        keeper = box.keeper_pid()
+        seen = box.log("count").count("\n")
+        box.wait_for(lambda seen=seen: box.log("count").count("\n") > seen + 50, "it is logged")
+        os.kill(keeper, signal.SIGKILL)
+        box.wait_for(lambda old=keeper: box.keeper_pid() != old, "another keeper")
+    assert box.service("count")["pid"] == pid, "the service did not notice"
+    box.data("stop", service="count", wait=True)
+    box.wait_for(lambda: box.log("count").endswith("\n"), "the last line is whole")
+    numbers = box.log("count").split()
+    assert numbers == [str(n) for n in range(1, len(numbers) + 1)]
+    told = [line for line in box.errors.read_text().splitlines() if "keeper" in line]
+    assert len(told) >= 3
+    assert all(line.startswith("[WARN] keeper") and "starting another" in line for line in told)
+    assert "Traceback" not in box.errors.read_text()
+
+
+def test_kill_9_of_keeper_and_registry_keeps_the_service(box):
+    box.configure(counting(box))
+    box.start()
+    pid = box.wait_status("count", "Running")["pid"]
+    keeper = box.keeper_pid()
+    box.daemon.send_signal(signal.SIGSTOP)
+    os.kill(keeper, signal.SIGKILL)
+    box.kill()
+    box.start()
+    record = box.wait_status("count", "Running")
+    assert (record["pid"], record["run"]) == (pid, 1)
+    (record,) = box.data("restart", service="count", wait=True)
+    seen = len(box.log("count"))
+    box.wait_for(lambda: len(box.log("count")) > seen + 20, "the next run is logged")
+
+
+def test_the_keeper_ends_only_when_there_is_nothing_left_to_keep(box):
+    box.configure(counting(box))
+    box.start()
+    keeper = box.keeper_pid()
+    os.kill(keeper, signal.SIGTERM)
+    os.kill(keeper, signal.SIGINT)
+    seen = len(box.log("count"))
+    box.wait_for(lambda: len(box.log("count")) > seen + 20, "it is logged on")
+    assert box.keeper_pid() == keeper
+    box.data("stop", service="count", wait=True)
+    assert box.stop() == 0
+    box.wait_for(lambda: not box.is_running(keeper), "the keeper is gone")
+
+
+def test_follow_gives_the_last_lines_and_then_every_new_one(box):
+    box.configure(counting(box))
+    box.start()
+    box.wait_for(lambda: box.log("count").count("\n") > 20, "it counts")
+    pages = box.stream("logs", service="count", lines=5)
+    lines = list(next(pages))
+    assert len(lines) == 5
+    while len(lines) < 60:
+        lines += next(pages)
+    pages.close()
+    first = int(lines[0])
+    assert lines == [str(n) for n in range(first, first + len(lines))]
+
+
+def test_follow_goes_on_over_restarts_rotation_and_the_keepers_death(box):
+    box.configure(counting(box, pause="0.0002", keys="logs = { size_max = 4096, files_max = 5 }"))
+    box.start()
+    box.wait_status("count", "Running")
+    pages = box.stream("logs", service="count", lines=0)
+    lines = list(next(pages))
+
+    def read_until(condition) -> None:
+        while not condition():
+            lines.extend(next(pages))
+
+    read_until(lambda: len(lines) > 1200)
+    os.kill(box.keeper_pid(), signal.SIGKILL)
+    read_until(lambda: len(lines) > 2000)
+    assert (box.folder / "var" / "log" / "count.log.1").exists()
+    start = int(lines[0])
+    assert lines == [str(n) for n in range(start, start + len(lines))]
+    box.data("restart", service="count", wait=True)
+    read_until(lambda: "1" in lines)
+    pages.close()
+
+
+def test_a_log_is_never_larger_than_it_may_be(box):
+    text = """
+import time
+for n in range(5000):
+    print(f"{n:09}")
+print("end", flush=True)
+time.sleep(1000)
+"""
+    logs = 'logs = { dir = "logs", size_max = "8KB", files_max = 3 }'
+    box.configure(f'[[service]]\nname = "much"\ncmd = {box.python("much", text)}\n{logs}\n')
+    box.start()
+    folder = box.folder / "logs"
+    box.wait_for(lambda: box.data("logs", service="much", lines=1) == ["end"], "all is written")
+    files = sorted(folder.glob("much.log*"))
+    assert len(files) == 3
+    assert all(path.stat().st_size <= 8000 for path in files)
+    lines = box.data("logs", service="much", lines=1000)
+    assert lines[-2:] == ["000004999", "end"]
+    kept = [int(line) for line in lines[:-1]]
+    assert kept == list(range(kept[0], 5000)), "from file to file no line is cut or missing"
+
+
+def test_logs_false_switches_it_off_and_says_so(box):
+    text = COUNT.replace("PAUSE", "0.001")
+    box.configure(f'[[service]]\nname = "quiet"\ncmd = {box.python("quiet", text)}\nlogs = false\n')
+    box.start()
+    box.wait_status("quiet", "Running")
+    for follow in (False, True):
+        answer = box.ask("logs", service="quiet", follow=follow)
+        assert (answer["ok"], answer["error"]["code"]) == (False, "no_logs")
+    assert not (box.folder / "var" / "log" / "quiet.log").exists()
+
+
+def test_logs_of_a_service_that_never_ran_are_empty(box):
+    box.configure('[[service]]\nname = "lazy"\ncmd = ["true"]\nautostart = false\n')
+    box.start()
+    assert box.data("logs", service="lazy") == []
+
+
+def test_a_log_folder_that_cannot_be_written_stops_no_service(box):
+    """A file is where the folder ought to be: the output is dropped, counted and told, and comes back."""
+    (box.folder / "logs").write_text("in the way")
+    box.configure(counting(box, keys='logs = { dir = "logs" }'))
+    box.start()
+    box.wait_status("count", "Running")
+    box.wait_for(lambda: (box.folder / "var" / "keeper.log").read_text(), "the keeper complains")
+    assert box.service("count")["run"] == 1
+    (box.folder / "logs").unlink()
+    box.wait_for(lambda: (box.folder / "logs" / "count.log").exists(), "it is logged again")
+    box.data("stop", service="count", wait=True)
+    box.wait_for(lambda: "were dropped" in box.errors.read_text(), "what was lost is told")
