@@ -79,7 +79,8 @@ def _serve(config: object, path: Path, *, as_json: bool) -> int:
     try:
         serve(config, lambda: f"Loaded {count} service{'' if count == 1 else 's'} from {path}")
     except (Held, JournalError, SocketError, OSError, ValueError) as error:
-        logging.getLogger("registry").error("%s", error)
+        # one sentence: nothing is gained by a traceback of what only a person can mend
+        logging.getLogger("registry").log(logging.ERROR, "%s", error)
         log.stop()
         return EX_UNAVAILABLE
     log.stop()

@@ -99,15 +99,15 @@ class Daemon:
         capabilities = detect(os.environ)
         if capabilities.subreaper:
             become_subreaper()
-        growth = Growth(lambda name: keeper.watch(name), lambda name: keeper.unwatch(name))
         keeper = Keeper(
             self._folder / "keeper.sock",
-            on_grew=growth.grew,
+            on_grew=self._grew,
             on_output_ended=_tell_dropped,
             log=_log.warning,
             splice=capabilities.splice,
         )
         stack.callback(keeper.close)
+        self._growth = Growth(keeper.watch, keeper.unwatch)
         prober = Prober(self._probed, phase)
         stack.push_async_callback(prober.close)
         self._runner = Runner(self._folder, capabilities, keeper, self._observe)
@@ -127,7 +127,7 @@ class Daemon:
         handlers = Handlers(
             self._registry,
             journal,
-            growth,
+            self._growth,
             capabilities,
             journal_path=journal.path,
             beat=prober.beat,
@@ -145,6 +145,9 @@ class Daemon:
         stack.push_async_callback(server.close)
         await self._recover(machine, await keeper.connect(), journal_id)
         await server.start()
+
+    def _grew(self, service: str) -> None:
+        self._growth.grew(service)
 
     def _observe(self, service: str, given: inp.Observation) -> None:
         self._registry.observe(service, given)
@@ -173,7 +176,7 @@ class Daemon:
         declared = {definition.name for definition in self._config.definitions}
         for name in known - declared:
             self._registry.declare(name, inp.Remove(cause=cause))
-        self._autostart(known, fresh=started.fresh, cause=cause)
+        self._autostart(cause)
         self._registry.perform_all()
         await self._registry.drain()
 
@@ -212,17 +215,13 @@ class Daemon:
         for pidfd in pidfds.values():
             os.close(pidfd)
 
-    def _autostart(self, known: set[str], *, fresh: bool, cause: int) -> None:
-        """At a fresh start every service is wanted as `autostart` says; else only new ones are."""
+    def _autostart(self, cause: int) -> None:
+        """Want each service up or down as its `autostart` says, where that is the one to say."""
         for definition in self._config.definitions:
-            if definition.name in known and not fresh:
+            if not self._registry.committed.services[definition.name].autostart_due:
                 continue
-            if definition.autostart:
-                start = inp.Start(reason=Reason.AUTOSTART, cause=cause)
-                self._registry.declare(definition.name, start)
-            else:
-                stop = inp.Stop(reason=Reason.AUTOSTART, cause=cause)
-                self._registry.declare(definition.name, stop)
+            kind = inp.Start if definition.autostart else inp.Stop
+            self._registry.declare(definition.name, kind(reason=Reason.AUTOSTART, cause=cause))
 
     # --- telling ----------------------------------------------------------------------------------
 

@@ -165,9 +165,10 @@ class Handlers:
     async def _events(
         self, params: EventsParams, _peer: Peer
     ) -> list[EventRecord] | AsyncIterator[list[EventRecord]]:
-        if params.service is not None and params.service not in self._registry.committed.services:
-            if not await self._journal.read(service=params.service, limit=1):
-                raise self._unknown(params.service)
+        name = params.service
+        undeclared = name is not None and name not in self._registry.committed.services
+        if undeclared and not await self._journal.read(service=name, limit=1):
+            raise self._unknown(str(name))
         if params.follow:
             return self._follow(params)
         limit = min(max(params.limit, 0), PAGE)

@@ -8,14 +8,13 @@ import msgspec
 
 from registry.core import events as ev
 from registry.core.definition import Definition
-from registry.core.lifecycle import Reason
 from registry.core.service import Service, evolve
 
 
 class Projection(msgspec.Struct):
     """The fold of a journal up to `seq`.
 
-    `orderly` says that a shutdown has begun, done or not: what is wanted next is autostart's to say.
+    `orderly` says that its last registry ended orderly, or that there was none.
     `last_runs` are those of services that are no longer declared.
     """
 
@@ -47,9 +46,6 @@ class Projection(msgspec.Struct):
             case ev.Removed():
                 self.remove(record.service or "")
             case _:
-                self.orderly |= (
-                    isinstance(event, ev.StopRequested) and event.reason is Reason.SHUTDOWN
-                )
                 evolve(self._service(record), record)
 
     def _service(self, record: ev.Record) -> Service:

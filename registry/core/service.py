@@ -43,6 +43,7 @@ class CheckState(msgspec.Struct):
 class Service(msgspec.Struct):
     """A definition plus its tracked state.
 
+    `autostart_due`: what is wanted is for `autostart` to say, not (or no longer) for an operator.
     Times ending in `_ns` are CLOCK_BOOTTIME, but `since_ns` and `restart_at_ns` are UTC. `watched_ns` is from
     when the start timeout counts: the spawn, or its adoption. `ran_ns` is how long its latest run was Running.
     """
@@ -54,6 +55,7 @@ class Service(msgspec.Struct):
     since_ns: int = 0
     moved_ns: int = 0
     wanted: bool = False
+    autostart_due: bool = True
     run: int = 0
     pid: int | None = None
     start_time: int | None = None
@@ -125,12 +127,14 @@ def _bind(service: Service, dest: State, reason: Reason) -> None:
 
 
 def _defined(service: Service, event: Any, _record: ev.Record) -> None:
-    service.definition, service.digest, service.removing = event.definition, event.digest, False
+    service.definition, service.digest = event.definition, event.digest
+    service.autostart_due |= service.removing
+    service.removing = False
     service.checks = {n: c for n, c in service.checks.items() if event.definition.check(n)}
 
 
 def _wanted_up(service: Service, event: Any, _record: ev.Record) -> None:
-    service.wanted = True
+    service.wanted, service.autostart_due = True, False
     service.attempt, service.restart_times_ns, service.message = 0, (), None
     if event.dest is State.STOPPING:
         _bind(service, State.STARTING, event.reason)
@@ -138,6 +142,7 @@ def _wanted_up(service: Service, event: Any, _record: ev.Record) -> None:
 
 def _wanted_down(service: Service, event: Any, _record: ev.Record) -> None:
     service.wanted, service.message = False, None
+    service.autostart_due = event.reason is Reason.SHUTDOWN
     service.removing = event.reason is Reason.REMOVED
     if event.dest is State.STOPPING:
         _bind(service, State.STOPPED, event.reason)
@@ -243,8 +248,8 @@ def _restart_scheduled(service: Service, event: Any, record: ev.Record) -> None:
 
 
 def _registry_started(service: Service, event: Any, _record: ev.Record) -> None:
-    if event.fresh:  # what is wanted is set again from autostart
-        service.wanted = False
+    if event.fresh:
+        service.wanted, service.autostart_due = False, True
 
 
 _FOLDS: dict[type[ev.Event], Callable[[Service, Any, ev.Record], None]] = {

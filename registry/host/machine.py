@@ -132,9 +132,8 @@ class Machine:
             is_child=False,
             pidfd=pidfd,
         )
-        if (
-            process.pid is None
-        ):  # Stopping, its main process gone: the duty that follows ends the rest
+        if process.pid is None:
+            # Stopping, its main process gone: the duty that follows ends the rest
             self._runner.adopt_leftovers(process)
             return []
         return self._adopt_leader(service, process, process.pid)
@@ -142,14 +141,14 @@ class Machine:
     def _adopt_leader(self, service: Service, process: Process, pid: int) -> list[Observation]:
         if process.pidfd is None and self._capabilities.pidfd:
             process.pidfd = adoption.pidfd_of(pid, process.start_time)
-        stat = proc.stat(pid)
-        if stat is not None and stat.start_time != process.start_time:
-            stat = None  # another process, which has got the same number since
+        stat = _stat_of(process, pid)
         left_gate = stat is not None and stat.comm != gate.GATE
         process.opened = left_gate or service.running_ns is not None
         if not _lives(process, stat):
             return [self._end_of(process, pid)]
-        process.is_child = stat is not None and stat.parent == os.getpid()
+        if stat is not None:
+            process.start_time = stat.start_time
+            process.is_child = stat.parent == os.getpid()
         self._runner.adopt(process)
         found: list[Observation] = [ProcessFound(run=process.run, pid=pid)]
         return [*found, GateOpened(run=process.run)] if process.opened else found
@@ -158,6 +157,14 @@ class Machine:
         code = adoption.exit_of_stranger(pid, process.start_time, process.pidfd, self._capabilities)
         empty = self._runner.adopt_leftovers(process)
         return ended(process, code, group_empty=empty)
+
+
+def _stat_of(process: Process, pid: int) -> proc.Stat | None:
+    """The state of a leader; None where another process may have got its number."""
+    stat = proc.stat(pid)
+    if process.pidfd is not None and not adoption.has_ended(process.pidfd):
+        return stat
+    return stat if stat is not None and stat.start_time == process.start_time else None
 
 
 def _lives(process: Process, stat: proc.Stat | None) -> bool:

@@ -108,7 +108,7 @@ class Journal:
         *,
         since: int = 0,
         service: str | None = None,
-        type: str | None = None,  # noqa: A002  the column's name
+        type: str | None = None,
         limit: int = 1000,
     ) -> list[Record]:
         """Records above `since`, oldest first; the last `-since` of them where it is negative."""

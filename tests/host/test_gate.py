@@ -108,6 +108,7 @@ async def test_when_the_daemon_dies_what_waits_at_the_gate_exits_111(tmp_path):
         stdout=subprocess.PIPE,
     )
     with daemon:
+        assert daemon.stdout is not None
         pid = int(daemon.stdout.readline())
         assert stat_of(pid).is_alive
         daemon.kill()

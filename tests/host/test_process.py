@@ -473,7 +473,12 @@ async def test_an_end_with_500_idle_neighbours_is_seen_without_a_scan_of_proc(ho
         host.spawn(SH, "-c", "exit 0", service=f"idle{number}", logs=None)
     looked: set[int] = set()
     stat = proc.stat
-    monkeypatch.setattr(proc, "stat", lambda pid: (looked.add(pid), stat(pid))[1])
+
+    def look(pid):
+        looked.add(pid)
+        return stat(pid)
+
+    monkeypatch.setattr(proc, "stat", look)
     pid = host.script("exit 0", logs=None)
     looked.clear()
     exited = await host.next()

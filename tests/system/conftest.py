@@ -97,7 +97,7 @@ class Box:
         assert daemon.poll() is None, self.errors.read_text()
         return daemon.pid
 
-    def run(self, *arguments: str, **environment: str) -> tuple[int, str]:
+    def run(self, *arguments: str, **environment: Any) -> tuple[int, str]:
         """Run the registry where it is expected to end by itself: its exit status, and its stderr."""
         process = self.spawn(*arguments, stderr=subprocess.PIPE, **environment)
         try:

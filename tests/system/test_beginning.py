@@ -92,7 +92,7 @@ def test_the_local_file_is_the_default(box):
     box.wait_for(
         lambda: "Loaded 1 service from etc/services.toml" in box.errors.read_text(), "it is found"
     )
-    box.wait_for(lambda: box.socket.exists(), "it runs")
+    box.wait_for(box.socket.exists, "it runs")
     assert box.stop() == 0
 
 
@@ -103,7 +103,7 @@ def test_relative_paths_begin_at_the_parent_of_etc(box):
     config = str(box.folder / "etc" / "services.toml")
     box.daemon = box.spawn("--config", config)
     box.wait_for(box.journal.exists, "the journal is beside etc")
-    box.wait_for(lambda: box.socket.exists(), "it runs")
+    box.wait_for(box.socket.exists, "it runs")
     assert box.stop() == 0
 
 

@@ -110,7 +110,7 @@ def test_restart_from_a_shell(three):
 
 def test_health_from_a_shell(three):
     answer = json.loads(socat(three, '{"action":"health"}'))
-    expected = [
+    expected: list[dict] = [
         {"name": name, "health": None, "since": None, "checks": []}
         for name in ("zoe", "adam", "mia")
     ]
@@ -211,7 +211,7 @@ def test_a_wait_that_takes_too_long_says_so_with_the_record(box):
     command = """["sh", "-c", "trap '' TERM; touch up; while :; do sleep 0.05; done"]"""
     box.configure(f'[[service]]\nname = "deaf"\ncmd = {command}\nstop = "1s"')
     box.start()
-    box.wait_for(lambda: (box.folder / "up").exists(), "it runs")
+    box.wait_for((box.folder / "up").exists, "it runs")
     answer = box.ask("stop", service="deaf", wait=True, timeout=0.1)
     assert (answer["ok"], answer["error"]["code"]) == (False, "timed_out")
     assert [record["status"] for record in answer["error"]["data"]] == ["Stopping"]
@@ -224,7 +224,7 @@ def test_the_last_word_wins_while_a_service_stops(box):
     command = """["sh", "-c", "trap '' TERM; touch up; while :; do sleep 0.05; done"]"""
     box.configure(f'[[service]]\nname = "deaf"\ncmd = {command}\nstop = "300ms"')
     box.start()
-    box.wait_for(lambda: (box.folder / "up").exists(), "it runs")
+    box.wait_for((box.folder / "up").exists, "it runs")
     box.data("restart", service="deaf")
     (record,) = box.data("stop", service="deaf", wait=True)
     assert (record["status"], record["wanted"], record["run"]) == ("Stopped", "down", 1)

@@ -121,9 +121,8 @@ def test_what_happened_meanwhile_is_in_the_journal_afterwards(hasty):
 
 
 def test_killed_while_it_cannot_write_no_service_is_doubled_or_lost(hasty):
-    box = hasty(
-        service("a", 'cmd = ["sh", "-c", "echo run >> runs; exec sleep 1000"]') + service("b")
-    )
+    command = 'cmd = ["sh", "-c", "echo $$ >> runs; exec sleep 1000"]'
+    box = hasty(service("a", command) + service("b"))
     pid = box.wait_status("a", "Running")["pid"]
     other = box.wait_status("b", "Running")["pid"]
     box.wait_lines("runs", 1)
@@ -132,12 +131,17 @@ def test_killed_while_it_cannot_write_no_service_is_doubled_or_lost(hasty):
         box.wait_for(
             lambda: "cannot write to the journal" in box.errors.read_text(), "it is noticed"
         )
+        box.wait_for(lambda: not box.is_running(pid), "run 1 is over")
         box.kill()
     box.start()
-    box.wait_status("a", "Running", run=2)
-    box.wait_for(lambda: box.data("version")["degraded_since"] is None, "it writes again")
-    assert len(box.wait_lines("runs", 2)) == 2
+    record = box.wait_status("a", "Running", run=2)
+    box.wait_lines("runs", 2)
+    assert [int(line) for line in box.lines("runs")] == [pid, record["pid"]], (
+        "one process for each run"
+    )
     assert box.service("b")["pid"] == other
+    box.data("stop", service="a", wait=True)
+    assert not any(box.is_running(int(line)) for line in box.lines("runs"))
     box.verify()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
+KEYS = "seq at service run type source dest reason cause decision actor data"
 SLEEP = 'cmd = ["sleep", "1000"]'
 STORM = 'cmd = ["true"]\nrestart = { delay = "1ms", delay_max = "1ms" }\nlogs = false'
 
@@ -19,8 +20,7 @@ def test_events_are_numbered_without_gaps_and_each_key_is_there(box):
     box.wait_status("a", "Running")
     events = box.events()
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
-    keys = "seq at service run type source dest reason cause decision actor data".split()
-    assert all(list(event) == keys for event in events)
+    assert all(" ".join(event) == KEYS for event in events)
     assert [event["type"] for event in events[:2]] == ["journal_created", "registry_started"]
     by_seq = {event["seq"]: event for event in events}
     for event in events:
@@ -66,7 +66,7 @@ def test_a_followed_stream_is_unbroken_across_200_transitions_and_equals_the_jou
 def test_a_stream_resumes_from_the_last_seen_number_and_misses_nothing(box):
     box.configure(service("storm", STORM))
     box.start()
-    events = []
+    events: list[dict] = []
     while len(events) < 400:
         pages = box.stream("events", since=events[-1]["seq"] if events else 0)
         for _ in range(3):
@@ -100,7 +100,7 @@ def test_a_stream_from_the_beginning_is_whole_whatever_is_still_in_memory(box):
     box.kill()
     box.start()
     pages = box.stream("events", since=0)
-    events = []
+    events: list[dict] = []
     while len(events) < 1400:
         events += next(pages)
     pages.close()

@@ -175,9 +175,9 @@ def test_a_log_folder_that_cannot_be_written_stops_no_service(box):
     box.configure(counting(box, keys='logs = { dir = "logs" }'))
     box.start()
     box.wait_status("count", "Running")
-    box.wait_for(lambda: (box.folder / "var" / "keeper.log").read_text(), "the keeper complains")
+    box.wait_for((box.folder / "var" / "keeper.log").read_text, "the keeper complains")
     assert box.service("count")["run"] == 1
     (box.folder / "logs").unlink()
-    box.wait_for(lambda: (box.folder / "logs" / "count.log").exists(), "it is logged again")
+    box.wait_for((box.folder / "logs" / "count.log").exists, "it is logged again")
     box.data("stop", service="count", wait=True)
     box.wait_for(lambda: "were dropped" in box.errors.read_text(), "what was lost is told")

@@ -9,10 +9,10 @@ from datetime import datetime
 import pytest
 
 SLEEP = 'cmd = ["sleep", "1000"]'
-ENDS = {
-    "exit 0": ["exit 0", None, 0],
-    "exit 3": ["exit 3", None, 3],
-    "kill -9": ["kill -9 $$", 9, None],
+ENDS: dict[str, tuple[str, int | None, int | None]] = {
+    "exit 0": ("exit 0", None, 0),
+    "exit 3": ("exit 3", None, 3),
+    "kill -9": ("kill -9 $$", 9, None),
 }
 
 
@@ -212,7 +212,7 @@ def test_a_run_that_ignores_sigterm_is_killed_with_its_group_after_the_timeout(b
     command = """cmd = ["sh", "-c", "trap '' TERM; (trap '' TERM; sleep 1000) & touch up; wait; sleep 1000"]"""
     box.configure(service("deaf", f'{command}\nstop = "200ms"'))
     box.start()
-    box.wait_for(lambda: (box.folder / "up").exists(), "it runs")
+    box.wait_for((box.folder / "up").exists, "it runs")
     (record,) = box.data("stop", service="deaf", wait=True)
     assert (record["status"], record["pid"]) == ("Stopped", None)
     assert box.last("deaf", "group_emptied")["data"]["killed"] >= 2
@@ -228,7 +228,7 @@ time.sleep(1000)
     keys = f'cmd = {box.python("polite", text)}\nstop = {{ signal = "SIGUSR1", timeout = "5s" }}'
     box.configure(service("polite", keys))
     box.start()
-    box.wait_for(lambda: (box.folder / "up").exists(), "it runs")
+    box.wait_for((box.folder / "up").exists, "it runs")
     box.data("stop", service="polite", wait=True)
     assert box.last("polite", "exited")["data"]["exit_code"] == 7
     assert box.service("polite")["status"] == "Stopped"
@@ -254,7 +254,8 @@ time.sleep(1000)
 
 
 def test_a_crash_loop_obeys_start_stop_and_reset(box):
-    keys = """cmd = ["sh", "-c", "test -e well && exec sleep 1000; exit 1"]\nrestart = { delay = "10m", delay_max = "10m" }"""
+    command = 'cmd = ["sh", "-c", "test -e well && exec sleep 1000; exit 1"]'
+    keys = f'{command}\nrestart = {{ delay = "10m", delay_max = "10m" }}'
     box.configure(service("bad", keys))
     box.start()
     assert box.wait_status("bad", "Restarting", reason="crash_looping")["run"] == 2

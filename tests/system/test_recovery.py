@@ -1,4 +1,4 @@
-"""The registry killed at any moment: no service is interrupted, started twice or forgotten, and the journal is whole."""
+"""The registry killed at any moment: no service is interrupted, started twice or forgotten."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def test_a_stop_under_way_is_completed(box):
     box.configure(service("deaf", f'{command}\nstop = "600ms"'))
     box.start()
     pid = box.wait_status("deaf", "Running")["pid"]
-    box.wait_for(lambda: (box.folder / "up").exists(), "it runs")
+    box.wait_for((box.folder / "up").exists, "it runs")
     box.data("stop", service="deaf")
     box.kill()
     assert box.is_running(pid)
@@ -243,7 +243,7 @@ def test_a_restart_under_way_is_completed(box):
     box.configure(service("deaf", f'{command}\nstop = "500ms"'))
     box.start()
     pid = box.wait_status("deaf", "Running")["pid"]
-    box.wait_for(lambda: (box.folder / "up").exists(), "it runs")
+    box.wait_for((box.folder / "up").exists, "it runs")
     box.data("restart", service="deaf")
     box.kill()
     wait_dead = box.is_running(pid)
