@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -13,8 +14,8 @@ EX_UNAVAILABLE = 69  # sysexits.h: journal or socket is held, or cannot be used
 EX_CONFIG = 78
 
 _EPILOG = """\
-exit status: 0 ended orderly, 2 wrong usage, 69 journal or socket held by another or not usable,
-78 wrong configuration. SIGTERM or Ctrl-C stops every service and ends; a second one hurries.
+exit status: 0 ended orderly, 2 wrong usage, 10 an essential service is gone, 69 journal or socket
+held by another or not usable, 78 wrong configuration. SIGTERM or Ctrl-C stops every service and ends; a second one hurries.
 """
 
 
@@ -67,7 +68,7 @@ def _run(options: argparse.Namespace) -> int:
 def _serve(config: object, path: Path, *, as_json: bool) -> int:
     from registry.api.unix_socket import SocketError
     from registry.config import Config
-    from registry.daemon import serve
+    from registry.daemon import Upgrade, serve
     from registry.daemon_log import DaemonLog
     from registry.house import Held
     from registry.journal import JournalError
@@ -77,14 +78,16 @@ def _serve(config: object, path: Path, *, as_json: bool) -> int:
     log = DaemonLog(as_json=as_json)
     log.start()
     try:
-        serve(config, lambda: f"Loaded {count} service{'' if count == 1 else 's'} from {path}")
+        status = serve(config, f"Loaded {count} service{'' if count == 1 else 's'} from {path}")
+    except Upgrade:
+        log.stop()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     except (Held, JournalError, SocketError, OSError, ValueError) as error:
         # one sentence: nothing is gained by a traceback of what only a person can mend
         logging.getLogger("registry").log(logging.ERROR, "%s", error)
-        log.stop()
-        return EX_UNAVAILABLE
+        status = EX_UNAVAILABLE
     log.stop()
-    return 0
+    return status
 
 
 if __name__ == "__main__":

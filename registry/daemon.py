@@ -9,8 +9,9 @@ import asyncio
 import logging
 import os
 import secrets
+import shlex
 import signal
-from collections.abc import Callable
+import sys
 from contextlib import AsyncExitStack
 from hashlib import blake2b
 from pathlib import Path
@@ -24,19 +25,21 @@ from registry.api.actions import ACTIONS
 from registry.api.growth import Growth
 from registry.api.handlers import Handlers
 from registry.api.server import Server
-from registry.config import Config, with_digests
+from registry.config import Config, ConfigError, OnSigterm, load, with_digests
 from registry.core import events as ev
 from registry.core import inputs as inp
 from registry.core.definition import Definition
 from registry.core.lifecycle import Reason, State
 from registry.core.projection import Projection
-from registry.core.service import HAS_RUN
+from registry.core.service import HAS_RUN, Service
 from registry.host import proc
 from registry.host.capabilities import become_subreaper, detect
 from registry.host.clock import Clock
 from registry.host.health import Attempt, Prober
 from registry.host.machine import Machine, phase
+from registry.host.launch import Launch, LaunchError
 from registry.host.process import Runner
+from registry.host.systemd import Systemd
 from registry.journal import Journal, JournalError
 from registry.journal.schema import SCHEMA_VERSION
 from registry.keeper.client import Keeper, Kept
@@ -48,43 +51,126 @@ _log = logging.getLogger("registry")
 _LEVELS = {"INFO": logging.INFO, "WARN": logging.WARNING, "ERROR": logging.ERROR}
 
 
-class Daemon:
-    """One life of the registry, from `run` to its orderly end."""
+EX_ESSENTIAL = 10
+"""The exit status when an essential service is finally gone."""
+_CHECK_S = 30.0
 
-    def __init__(self, config: Config) -> None:
+
+class End(msgspec.Struct, frozen=True):
+    """How a life ends: the services stopped or kept, another program after it or none, and why."""
+
+    why: str
+    keep_services: bool = False
+    upgrade: bool = False
+    status: int = 0
+
+
+class Upgrade(Exception):
+    """This process is to become the installed program."""
+
+
+class Daemon:
+    """One life of the registry, from `run` to its end."""
+
+    def __init__(self, config: Config, listener: int | None, systemd: Systemd) -> None:
         self._folder = Path(config.journal.path).parent
         self._config = with_digests(config, house.digest_key(self._folder))
-        self._end = asyncio.Event()
-        self._signals = 0
+        self._listener = listener
+        self._systemd = systemd
+        self._told = 0
+        self._is_stopping = False
+        self.left_open: int | None = None
 
-    async def run(self) -> None:
+    async def run(self) -> End:
         """Supervise until asked to end. Raises JournalError, SocketError where it cannot begin."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._asked_to_end)
+        self._ending: asyncio.Future[End] = loop.create_future()
+        keep = self._config.registry.on_sigterm is OnSigterm.KEEP
+        loop.add_signal_handler(signal.SIGTERM, self._end, End("SIGTERM", keep_services=keep))
+        loop.add_signal_handler(signal.SIGINT, self._end, End("SIGINT"))
         async with AsyncExitStack() as stack:
             await self._build(stack)
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._registry.run())
-                telling = tasks.create_task(self._narrate())
-                await self._end.wait()
-                _log.info("Stopping every service")
-                await self._registry.stop_all()
+                writing = tasks.create_task(self._registry.run())
+                beside = [
+                    tasks.create_task(work)
+                    for work in (self._narrate(), self._mind_essentials(), self._systemd.watch())
+                ]
+                self._systemd.tell("READY=1", f"STATUS={self._summary()}")
+                end = await self._ending
+                await self._end_services(end)
                 self._registry.finish()
-                await asyncio.sleep(0)  # the last lines are told
-                telling.cancel()
-            try:
-                await self._registry.write(ev.RegistryStopped())
-            except JournalError as error:
-                _log.error("The last events are not in the journal: %s", error)
-        _log.info("Service registry stopped")
+                await writing
+                for task in beside:
+                    task.cancel()
+            self._tell_new()
+            await self._write_end(end)
+            if end.upgrade:
+                self.left_open = self._server.leave_open()
+        return end
 
-    def _asked_to_end(self) -> None:
-        """The first time orderly; a second time in a hurry."""
-        self._signals += 1
-        self._end.set()
-        if self._signals > 1:
+    def _end(self, end: End) -> None:
+        """The first time as asked; asked again while services are being stopped, in a hurry."""
+        if not self._ending.done():
+            self._ending.set_result(end)
+        elif self._is_stopping:
+            _log.info("Killing what is still stopping")
             self._runner.hurry()
+
+    async def _end_services(self, end: End) -> None:
+        self._systemd.tell("STOPPING=1" if not end.upgrade else "STATUS=upgrading")
+        if end.keep_services:
+            _log.info("Ending (%s), the services are kept", end.why)
+            self._registry.closing = True
+            return
+        _log.info("Stopping every service (%s)", end.why)
+        self._is_stopping = True
+        await self._registry.stop_all()
+
+    async def _write_end(self, end: End) -> None:
+        try:
+            await self._registry.write(ev.RegistryStopped(kept=end.keep_services))
+        except JournalError as error:
+            _log.error("The last events are not in the journal: %s", error)
+
+    # --- asked for over the socket ----------------------------------------------------------------
+
+    def shut_down(self, *, keep_services: bool) -> None:
+        """End, having stopped the services or not."""
+        self._end(End("shutdown", keep_services=keep_services))
+
+    async def upgrade(self) -> str | None:
+        """Become the installed code with the present configuration; or why that cannot be."""
+        try:
+            load(self._config.file)
+        except ConfigError as error:
+            return str(error)
+        argv = (sys.executable, *sys.orig_argv[1:], "--version")
+        launch = Launch(argv, dict(os.environ), os.getcwd(), 0o077, None, None, ())
+        try:
+            status = await self._runner.run_command(launch, _CHECK_S)
+        except (TimeoutError, OSError, LaunchError) as error:
+            return f"the installed code does not start: {error}"
+        if status != 0:
+            return f"the installed code does not start: '{shlex.join(argv)}' ended with {status}"
+        asyncio.get_running_loop().call_soon(
+            self._end, End("upgrade", keep_services=True, upgrade=True)
+        )
+        return None
+
+    async def _mind_essentials(self) -> None:
+        """End when an essential service is finally gone."""
+        while (gone := self._gone_essential()) is None:
+            await self._registry.next_commit()
+        _log.error("Essential service %s is gone (%s)", gone.name, gone.reason.value)
+        self._end(End(f"{gone.name} is essential", status=EX_ESSENTIAL))
+
+    def _gone_essential(self) -> Service | None:
+        for service in self._registry.committed.services.values():
+            down = service.state in (State.STOPPED, State.FAILED)
+            if service.definition.essential and service.wanted and down:
+                return service
+        return None
 
     # --- building ---------------------------------------------------------------------------------
 
@@ -96,6 +182,7 @@ class Daemon:
         stack.push_async_callback(journal.close)
         projection = Projection()
         await journal.fold_into(projection.fold)
+        self._told = projection.seq
         capabilities = detect(os.environ)
         if capabilities.subreaper:
             become_subreaper()
@@ -111,7 +198,6 @@ class Daemon:
         prober = Prober(self._probed, phase)
         stack.push_async_callback(prober.close)
         self._runner = Runner(self._folder, capabilities, keeper, self._observe)
-        self._runner.listen()
         stack.callback(self._runner.close)
         journal_id = projection.journal_id or secrets.token_hex(8)
         machine = Machine(
@@ -131,9 +217,9 @@ class Daemon:
             capabilities,
             journal_path=journal.path,
             beat=prober.beat,
-            shut_down=self._end.set,
+            end=self,
         )
-        server = Server(
+        self._server = server = Server(
             config.registry.socket,
             config.registry.socket_mode,
             config.registry.socket_group,
@@ -141,9 +227,13 @@ class Daemon:
             handlers.table(),
             Access(os.getuid(), self._runner.owner_of),
         )
-        server.bind()
+        if self._listener is not None:
+            server.take_over(self._listener)
+        else:
+            server.bind()
         stack.push_async_callback(server.close)
         await self._recover(machine, await keeper.connect(), journal_id)
+        self._runner.listen()
         await server.start()
 
     def _grew(self, service: str) -> None:
@@ -226,16 +316,23 @@ class Daemon:
     # --- telling ----------------------------------------------------------------------------------
 
     async def _narrate(self) -> None:
-        """Tell on stderr what the journal says, from this life's first event on."""
-        seq = self._registry.recent[0].seq - 1 if self._registry.recent else 0
+        """Tell on stderr, and to systemd, what the journal says, from this life's first event on."""
         while True:
-            for record in self._registry.recent_since(seq) or ():
-                line = narrate(record)
-                if line is not None:
-                    fields = {"seq": record.seq, "service": record.service, "type": record.type}
-                    _log.log(_LEVELS[line[0]], "%s", line[1], extra={"fields": fields})
-            seq = self._registry.committed.seq
+            self._tell_new()
             await self._registry.next_commit()
+
+    def _tell_new(self) -> None:
+        for record in self._registry.recent_since(self._told) or ():
+            line = narrate(record)
+            if line is not None:
+                fields = {"seq": record.seq, "service": record.service, "type": record.type}
+                _log.log(_LEVELS[line[0]], "%s", line[1], extra={"fields": fields})
+        self._told = self._registry.committed.seq
+
+    def _summary(self) -> str:
+        services = self._registry.committed.services.values()
+        running = sum(service.state is State.RUNNING for service in services)
+        return f"{running} of {len(services)} services running"
 
 
 def _same_boot(before: ev.RegistryStarted, now: ev.RegistryStarted) -> bool:
@@ -256,19 +353,24 @@ def _tell_dropped(service: str, run: int, dropped: int) -> None:
         )
 
 
-def serve(config: Config, shown: Callable[[], str]) -> None:
-    """Run the daemon in the foreground until it ends. Raises Held, JournalError, SocketError, OSError."""
-    held = house.lock(Path(config.journal.path))
-    try:
-        house.settle_in()
-        _log.info("Service registry starting...")
-        _log.info("%s", shown())
-        for complaint in machine_complaints(config, os.environ):
-            _log.warning("%s", complaint)
-        asyncio.run(_run(config))
-    finally:
-        os.close(held)
+def serve(config: Config, shown: str) -> int:
+    """Run the daemon in the foreground until it ends; its exit status. The lock is held until the process ends.
 
-
-async def _run(config: Config) -> None:
-    await Daemon(config).run()
+    Raises Upgrade; and Held, JournalError, SocketError, OSError, ValueError where it cannot begin.
+    """
+    inherited = house.Inherited.take()
+    held = inherited.lock if inherited else house.lock(Path(config.journal.path))
+    house.settle_in()
+    _log.info("Service registry starting...")
+    _log.info("%s", shown)
+    for complaint in machine_complaints(config, os.environ):
+        _log.warning("%s", complaint)
+    systemd = Systemd(os.environ)
+    daemon = Daemon(config, inherited.listener if inherited else None, systemd)
+    end = asyncio.run(daemon.run())
+    if daemon.left_open is not None:
+        house.Inherited(held, daemon.left_open).leave()
+        os.environ.update(systemd.variables())
+        raise Upgrade
+    _log.info("Service registry stopped")
+    return end.status

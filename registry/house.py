@@ -6,14 +6,43 @@ import fcntl
 import os
 import resource
 from pathlib import Path
+from typing import NamedTuple
 
 from registry.host import proc
 
 KEY_BYTES = 32
+INHERITED = "CIRCLEOSD_INHERITED"
 
 
 class Held(Exception):
     """Another registry holds the journal; the text says which."""
+
+
+class Inherited(NamedTuple):
+    """What an earlier program of this process left open: the lock, and the listening control socket."""
+
+    lock: int
+    listener: int
+
+    def leave(self) -> None:
+        """Let the next program of this process have both."""
+        for descriptor in self:
+            os.set_inheritable(descriptor, True)
+        os.environ[INHERITED] = f"{self.lock}:{self.listener}"
+
+    @classmethod
+    def take(cls) -> Inherited | None:
+        """What was left to this program, if anything; its variable is taken away."""
+        words = os.environ.pop(INHERITED, "").split(":")
+        if len(words) != len(cls._fields) or not all(word.isdigit() for word in words):
+            return None
+        inherited = cls(*map(int, words))
+        try:
+            for descriptor in inherited:
+                os.set_inheritable(descriptor, False)
+        except OSError:
+            return None
+        return inherited
 
 
 def lock(journal: Path) -> int:

@@ -35,6 +35,7 @@ class ErrorCode(StrEnum):
     SHUTTING_DOWN = "shutting_down"
     JOURNAL_UNAVAILABLE = "journal_unavailable"
     OUTCOME_UNKNOWN = "outcome_unknown"
+    NOT_READY = "not_ready"
     INTERNAL_ERROR = "internal_error"
 
 
@@ -103,6 +104,12 @@ class HeartbeatParams(Params, frozen=True):
 
     service: str
     check: str | None = None
+
+
+class ShutdownParams(Params, frozen=True):
+    """`keep_services` leaves them running, for the next registry on this journal."""
+
+    keep_services: bool = False
 
 
 class VersionParams(Params, frozen=True):
@@ -223,11 +230,19 @@ ACTIONS: dict[str, Action] = {
         ),
         Action(
             "shutdown",
+            ShutdownParams,
+            Role.OWNER,
+            "Stop every service (or keep them running), close the journal, end.",
+            "null, before the end begins",
+            (ErrorCode.SHUTTING_DOWN,),
+        ),
+        Action(
+            "upgrade",
             NoParams,
             Role.OWNER,
-            "Stop every service, close the journal, end.",
-            "null, before the stop begins",
-            (ErrorCode.SHUTTING_DOWN,),
+            "Run the installed code and the present configuration in the same process; no service notices.",
+            "null, before it begins",
+            (ErrorCode.SHUTTING_DOWN, ErrorCode.NOT_READY),
         ),
     )
 }

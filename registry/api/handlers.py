@@ -7,6 +7,7 @@ import difflib
 import os
 import platform
 from collections.abc import AsyncIterator, Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from registry.api.actions import (
     LogsParams,
     NoParams,
     ServiceParams,
+    ShutdownParams,
     VersionParams,
 )
 from registry.api.growth import Growth
@@ -67,8 +69,18 @@ class EventSource(Protocol):
         """Records above `since`; the last of them where it is negative."""
 
 
+class Ending(Protocol):
+    """How the registry's end is begun."""
+
+    def shut_down(self, *, keep_services: bool) -> None:
+        """End, having stopped the services or not."""
+
+    async def upgrade(self) -> str | None:
+        """Become the installed code; or why that cannot be, in one sentence."""
+
+
 class Handlers:
-    """The answers of one registry. `beat` hands on a heartbeat, `shut_down` begins the end."""
+    """The answers of one registry. `beat` hands on a heartbeat, `end` begins the end."""
 
     def __init__(
         self,
@@ -79,7 +91,7 @@ class Handlers:
         *,
         journal_path: Path,
         beat: Callable[[str, str | None], bool],
-        shut_down: Callable[[], None],
+        end: Ending,
     ) -> None:
         self._registry = registry
         self._journal = journal
@@ -87,7 +99,7 @@ class Handlers:
         self._capabilities = capabilities
         self._journal_path = journal_path
         self._beat = beat
-        self._shut_down = shut_down
+        self._end = end
         self._list: tuple[int, msgspec.Raw] = (-1, msgspec.Raw(b"[]"))
 
     def table(self) -> dict[str, Handler]:
@@ -105,6 +117,7 @@ class Handlers:
             "heartbeat": self._heartbeat,
             "version": self._version,
             "shutdown": self._shutdown,
+            "upgrade": self._upgrade,
         }
 
     # --- questions --------------------------------------------------------------------------------
@@ -318,10 +331,20 @@ class Handlers:
             )
         self._beat(service.name, params.check)
 
-    def _shutdown(self, _params: NoParams, _peer: Peer) -> None:
+    def _shutdown(self, params: ShutdownParams, _peer: Peer) -> None:
+        self._refuse_when_closing()
+        begin = partial(self._end.shut_down, keep_services=params.keep_services)
+        asyncio.get_running_loop().call_soon(begin)
+
+    async def _upgrade(self, _params: NoParams, _peer: Peer) -> None:
+        self._refuse_when_closing()
+        trouble = await self._end.upgrade()
+        if trouble is not None:
+            raise ApiError(ErrorCode.NOT_READY, f"cannot upgrade: {trouble}")
+
+    def _refuse_when_closing(self) -> None:
         if self._registry.closing:
             raise ApiError(ErrorCode.SHUTTING_DOWN, "the registry is shutting down already")
-        asyncio.get_running_loop().call_soon(self._shut_down)
 
     # --- names ------------------------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ RPC_CODES: dict[ErrorCode, int] = {
     ErrorCode.SHUTTING_DOWN: -32008,
     ErrorCode.JOURNAL_UNAVAILABLE: -32009,
     ErrorCode.OUTCOME_UNKNOWN: -32010,
+    ErrorCode.NOT_READY: -32011,
 }
 """The number of each error in JSON-RPC form; its name is in `error.data.code`."""
 

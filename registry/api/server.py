@@ -87,6 +87,18 @@ class Server:
         """Have the socket; clients wait until `start`. Raises SocketHeld, or SocketError where it cannot be had."""
         self._listener, self._inode = listen(self._path, self._mode, self._group)
 
+    def take_over(self, listener: int) -> None:
+        """Have the listening socket that an earlier program of this process left open."""
+        self._listener = socket.socket(fileno=listener)
+        self._listener.set_inheritable(False)
+        self._inode = inode_of(self._path)
+
+    def leave_open(self) -> int:
+        """A copy of the listening socket for the next program of this process; the file stays."""
+        assert self._listener is not None
+        self._inode = None
+        return self._listener.dup().detach()
+
     async def start(self) -> None:
         """Serve clients; binds where `bind` was not called before."""
         if self._listener is None:
@@ -192,7 +204,7 @@ class Server:
             self._retry.cancel()
         self._listener.close()
         self._listener = None
-        if inode_of(self._path) == self._inode:
+        if self._inode is not None and inode_of(self._path) == self._inode:
             os.unlink(self._path)
 
 

@@ -31,12 +31,20 @@ class Durability(StrEnum):
     NORMAL = "normal"
 
 
+class OnSigterm(StrEnum):
+    """What SIGTERM does to the services: `stop` them, or `keep` them for the next registry."""
+
+    STOP = "stop"
+    KEEP = "keep"
+
+
 class RegistrySettings(msgspec.Struct, frozen=True):
-    """The control socket: its path, its permission bits, its group (name or number)."""
+    """The control socket (path, permission bits, group by name or number), and what SIGTERM means."""
 
     socket: str = "/tmp/service-registry.sock"
     socket_mode: int = 0o600
     socket_group: str | None = None
+    on_sigterm: OnSigterm = OnSigterm.STOP
 
 
 class JournalSettings(msgspec.Struct, frozen=True):
@@ -168,6 +176,7 @@ def _registry(section: Section, root: Path) -> RegistrySettings:
         socket=section.take("socket", values.socket_path(root), plain.socket),
         socket_mode=section.take("socket_mode", values.octal("0600"), plain.socket_mode),
         socket_group=section.take("socket_group", values.account, plain.socket_group),
+        on_sigterm=section.take("on_sigterm", values.choice(OnSigterm), plain.on_sigterm),
     )
     section.close()
     return settings

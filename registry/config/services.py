@@ -90,6 +90,7 @@ def _read(section: Section, plain: Definition, root: Path) -> tuple[Definition, 
         group=section.take("group", values.account, None),
         umask=section.take("umask", values.octal("022"), plain.umask),
         autostart=section.take("autostart", values.boolean, plain.autostart),
+        essential=section.take("essential", values.boolean, plain.essential),
         success_exit_codes=section.take(
             "success_exit_codes", values.exit_codes, plain.success_exit_codes
         ),

@@ -72,7 +72,8 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `success_exit_codes` holds exit codes; a signal named by the user is stored as its negative number.
     `env_names` and `env_digest` stand for the variables of `env`; `env_file` is read at each start.
-    `position` is the place in the file, which lists keep.
+    `position` is the place in the file, which lists keep. An `essential` service that is finally gone takes
+    the registry with it.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     autostart: bool = True
     success_exit_codes: tuple[int, ...] = (0,)
     start_timeout_s: float = 90.0
+    essential: bool = False
     logs: Logs | None = None
 
     def check(self, name: str) -> Check | None:

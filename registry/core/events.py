@@ -48,9 +48,10 @@ class RegistryStarted(Event, frozen=True):
 
 
 class RegistryStopped(Event, frozen=True):
-    """An orderly end: every service had been stopped."""
+    """An orderly end: every service had been stopped, or was `kept` running for the next registry."""
 
     TYPE = "registry_stopped"
+    kept: bool = False
 
 
 class Defined(Moved, frozen=True):

@@ -14,7 +14,7 @@ from registry.core.service import Service, evolve
 class Projection(msgspec.Struct):
     """The fold of a journal up to `seq`.
 
-    `orderly` says that its last registry ended orderly, or that there was none.
+    `orderly` says that its last registry stopped every service and ended, or that there was none.
     `last_runs` are those of services that are no longer declared.
     """
 
@@ -42,7 +42,7 @@ class Projection(msgspec.Struct):
                 for service in self.services.values():
                     evolve(service, record)
             case ev.RegistryStopped():
-                self.orderly = True
+                self.orderly = not event.kept
             case ev.Removed():
                 self.remove(record.service or "")
             case _:

@@ -86,8 +86,9 @@ class Runner:
     # --- starting ---------------------------------------------------------------------------------
 
     def listen(self) -> None:
-        """Begin to reap; needs the running loop."""
+        """Begin to reap: after `adopt`, so that nobody's end is taken before it was looked at."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap)
+        self.reap()
 
     def close(self) -> None:
         """Let go of everything without touching a process: gates close, so what waits there ends."""

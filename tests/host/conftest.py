@@ -133,6 +133,12 @@ class Host:
         line, self._rest = self._rest.split(b"\n", 1)
         return line.decode()
 
+    def executed(self, pid: int, name: str = "sleep") -> int:
+        """Wait until `pid` is that program, with its environment: in the midst of an exec it has none."""
+        while proc.program(pid) != name or proc.mark(pid) is None:
+            os.sched_yield()
+        return pid
+
     def close(self) -> None:
         """Close the runner: its processes go on."""
         if not self._is_closed:

@@ -159,13 +159,15 @@ async def test_an_adopted_service_is_stopped_to_the_last_process(weak_host, earl
     there = earlier(f"{stray} trap '' TERM; echo ready; exec sleep 1000", "open")
     weak_host._name = host._name
     words = {there.word(), there.word()} - {"ready"}
+    stray = host.executed(int(words.pop()))
+    host.executed(there.pid)
     assert adopt(weak_host, there.pid, there.start_time) == adopted(there.pid)
     weak_host.stop(timeout_s=0.05)
     ended = await weak_host.next()
     assert ended.signal == signal.SIGKILL
     last = ended if ended.group_empty else await weak_host.next()
     assert last.killed == 2
-    assert not adoption.lives(int(words.pop()), None)
+    assert proc.stat(stray) is None or not stat_of(stray).is_alive
     assert weak_host.seen.empty()
 
 
@@ -308,13 +310,13 @@ STRAY = "setsid -f sh -c 'trap \"\" TERM; echo $$; exec sleep 1000'; "
 async def test_leftovers_of_a_dead_leader_are_found_and_stopped(weak_host, earlier, host, script):
     weak_host._name = host._name
     there = earlier(f"{script} wait; exit 3", "open")
-    left = int(there.word())
+    left = host.executed(int(there.word()))
     os.kill(there.pid, signal.SIGKILL)
     there.tell("reap")
     assert adopt(weak_host, there.pid, there.start_time) == [ProcessLost(run=1, group_empty=False)]
     weak_host.stop(timeout_s=0.05)
     assert await weak_host.next() == GroupGone(run=1, killed=1)
-    assert not adoption.lives(left, None)
+    assert proc.stat(left) is None or not stat_of(left).is_alive
 
 
 async def test_leftovers_without_a_mark_are_found_by_the_keepers_pidfd(host, earlier):
@@ -336,14 +338,14 @@ async def test_leftovers_are_stopped_where_the_leaders_pid_is_forgotten(
 ):
     """Its end was journaled, then the daemon died while it stopped the rest."""
     there = earlier(f"{script} wait", "open")
-    left = int(there.word())
+    left = host.executed(int(there.word()))
     os.kill(there.pid, signal.SIGKILL)
     there.tell("reap")
     pidfd = os.dup(there.pidfd) if has_pidfd else None
     assert adopt(host, None, None, pidfd=pidfd, state=State.STOPPING) == []
     host.stop(timeout_s=0.05)
     assert await host.next() == GroupGone(run=1, killed=1)
-    assert not adoption.lives(left, None)
+    assert proc.stat(left) is None or not stat_of(left).is_alive
 
 
 async def test_where_nothing_is_left_of_a_stop_its_end_is_told_at_once(host, earlier):
@@ -376,7 +378,7 @@ async def test_a_stranger_in_whose_session_a_leftover_seems_to_be_is_left_alone(
     """The leader's number has gone to another, and a stray of the run lives: only that is stopped."""
     weak_host._name = host._name
     there = earlier(f"{STRAY} wait; exec sleep 1000", "open")
-    stray = int(there.word())
+    stray = host.executed(int(there.word()))
     weak_host.script("echo $$; exec sleep 1000", service="other")
     other = int(await weak_host.line("other"))
     os.kill(there.pid, signal.SIGKILL)
@@ -385,7 +387,7 @@ async def test_a_stranger_in_whose_session_a_leftover_seems_to_be_is_left_alone(
     assert seen == [ProcessLost(run=1, group_empty=False)]
     weak_host.stop(timeout_s=0)
     assert await weak_host.next() == GroupGone(run=1, killed=1)
-    assert not adoption.lives(stray, None)
+    assert proc.stat(stray) is None or not stat_of(stray).is_alive
     assert stat_of(other).is_alive
 
 

@@ -34,7 +34,7 @@ def is_child(request) -> bool:
 
 async def test_a_living_leader_and_its_children_are_members(host, capabilities, is_child):
     pid = host.script("sh -c 'echo $$; exec sleep 1000' & exec sleep 1001")
-    child = int(await host.line())
+    child = host.executed(int(await host.line()))
     host.start("/bin/sleep", "1000", service="other")
     members = Groups(capabilities).members(process_of(pid, host.mark(), is_child=is_child))
     assert {member.pid for member in members} == {pid, child}
@@ -42,7 +42,7 @@ async def test_a_living_leader_and_its_children_are_members(host, capabilities, 
 
 async def test_a_stray_is_a_member_by_its_mark_alone(host, capabilities, is_child):
     pid = host.script("setsid -f sh -c 'echo $$; exec sleep 1000'; exec sleep 1000")
-    stray = int(await host.line())
+    stray = host.executed(int(await host.line()))
     assert stat_of(stray).session != pid
     groups = Groups(capabilities)
     for mark, expected in (
@@ -52,6 +52,19 @@ async def test_a_stray_is_a_member_by_its_mark_alone(host, capabilities, is_chil
     ):
         members = groups.members(process_of(pid, mark, is_child=is_child))
         assert {member.pid for member in members} == expected
+
+
+async def test_a_stray_once_found_is_a_member_until_it_is_dead(
+    host, capabilities, is_child, monkeypatch
+):
+    """It executes another program, or is ending: its environment cannot be seen."""
+    pid = host.script("setsid -f sh -c 'echo $$; exec sleep 1000'; exec sleep 1000")
+    stray = host.executed(int(await host.line()))
+    process = process_of(pid, host.mark(), is_child=is_child)
+    groups = Groups(capabilities)
+    assert stray in {member.pid for member in groups.members(process)}
+    monkeypatch.setattr(proc, "mark", lambda _pid: None)
+    assert stray in {member.pid for member in groups.members(process)}
 
 
 async def test_zombies_are_no_members(host, capabilities, is_child, gone):
@@ -77,6 +90,9 @@ async def test_a_marked_member_proves_the_number(host, capabilities):
         "env -i sh -c 'echo $$; exec sleep 1000' & sh -c 'echo $$; exec sleep 1000' & wait"
     )
     pids = {int(await host.line()), int(await host.line())}
+    for pid in pids:
+        while proc.program(pid) != "sleep":
+            os.sched_yield()
     os.kill(leader, signal.SIGKILL)
     assert (await host.next()).group_empty is False
     left = process_of(None, host.mark(), is_child=False)
@@ -93,7 +109,7 @@ async def test_what_ends_while_it_is_looked_at_may_have_left_children(
     host, capabilities, monkeypatch
 ):
     """A parent that was listed is gone when looked at: the child it left is found by looking again."""
-    child = host.script("exec sleep 1000")
+    child = host.executed(host.script("exec sleep 1000"))
     lists = [[2**22 - 1], [child]]
     monkeypatch.setattr(proc, "all_pids", lambda: lists.pop(0) if len(lists) > 1 else lists[0])
     members = Groups(capabilities).members(process_of(None, host.mark(), is_child=False))

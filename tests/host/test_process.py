@@ -160,7 +160,7 @@ async def test_a_grandchild_that_left_the_group_is_ended_before_the_group_is_gon
 ):
     host = make_host(without(fallback))
     host.script(STRAY.format(trap="-") + "exec sleep 1000")
-    stray = await word(host, "stray")
+    stray = host.executed(await word(host, "stray"))
     host.stop()
     exited = await host.next()
     assert (exited.signal, exited.group_empty) == (signal.SIGTERM, False)
@@ -177,7 +177,7 @@ async def test_who_ignores_the_signal_is_killed_at_the_deadline_and_counted(
     found = {}
     for _process in range(2):
         name, pid = (await host.line()).split()
-        found[name] = int(pid)
+        found[name] = host.executed(int(pid))
     before_ns = mono_ns()
     host.stop(timeout_s=0.2)
     exited = await host.next()
@@ -198,7 +198,7 @@ async def test_leftovers_that_ignore_the_signal_are_killed_when_their_leader_end
 ):
     """The leader's end comes after SIGKILL was sent: what it shielded gets SIGKILL, nothing milder."""
     host.script(STRAY.format(trap="") + "trap '' TERM; sleep 1000")
-    await word(host, "stray")
+    host.executed(await word(host, "stray"))
     host.stop(timeout_s=0)
     seen = await host.next()
     if not seen.group_empty:
@@ -284,6 +284,19 @@ async def test_leftovers_that_spawn_are_killed_to_the_last(host):
         seen = await host.next()
     assert seen.killed >= 2
     assert not [pid for pid in proc.all_pids() if proc.mark(pid) == host.mark() and is_alive(pid)]
+
+
+async def test_who_is_born_while_the_rest_is_killed_is_killed_as_well(host):
+    leader = host.script(STRAY.format(trap="") + "exec sleep 1000")
+    host.executed(await word(host, "stray"))
+    os.kill(leader, signal.SIGKILL)
+    assert (await host.next()).group_empty is False
+    host.stop(timeout_s=100)
+    host.runner.hurry()
+    born = os.posix_spawn("/bin/sleep", ["sleep", "1000"], {proc.MARK: host.mark()}, setsid=True)
+    host.executed(born)
+    assert await host.next() == GroupGone(run=1, killed=2)
+    assert not is_alive(born)
 
 
 MAIN_THREAD_ENDS = """
@@ -452,7 +465,7 @@ async def test_released_runs_are_told_to_the_keeper_once(host):
 
 async def test_what_cannot_be_looked_at_just_now_is_not_taken_for_gone(host, monkeypatch):
     host.script(STRAY.format(trap="-") + "exit 0")
-    stray = await word(host, "stray")
+    stray = host.executed(await word(host, "stray"))
     assert (await host.next()).group_empty is False
 
     def fail(_pid):

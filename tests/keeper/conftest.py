@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,7 @@ class Output:
 class Side(Keeper):
     """A daemon's side that notes what it hears."""
 
-    def __init__(self, socket_path: Path, **named: str) -> None:
+    def __init__(self, socket_path: Path, **named: Any) -> None:
         self.grown: asyncio.Queue[str] = asyncio.Queue()
         self.ended: asyncio.Queue[tuple[str, int, int]] = asyncio.Queue()
         self.said: asyncio.Queue[str] = asyncio.Queue()
@@ -99,7 +100,7 @@ def make_output(folder: Path) -> Iterator[Callable[[], Output]]:
 def make_side(folder: Path) -> Iterator[Callable[..., Side]]:
     made: list[Side] = []
 
-    def make(**named: str) -> Side:
+    def make(**named: Any) -> Side:
         made.append(Side(folder / "keeper.sock", **named))
         return made[-1]
 

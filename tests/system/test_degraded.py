@@ -105,16 +105,17 @@ def test_a_command_that_came_while_it_was_tried_is_answered_too(hasty):
     box.verify()
 
 
-def test_what_happened_meanwhile_is_in_the_journal_afterwards(hasty):
-    box = hasty(service("a") + service("b"))
+def test_what_dies_meanwhile_is_restarted_and_in_the_journal_afterwards(hasty):
+    command = 'cmd = ["sh", "-c", "echo $$ >> runs; exec sleep 1000"]'
+    box = hasty(service("a", command) + service("b"))
     pid = box.wait_status("a", "Running")["pid"]
+    box.wait_lines("runs", 1)
     with unwritable(box):
         os.kill(pid, signal.SIGKILL)
-        box.wait_for(
-            lambda: "cannot write to the journal" in box.errors.read_text(), "it is noticed"
-        )
-    box.wait_status("a", "Running", run=2)
-    box.wait_for(lambda: box.data("version")["degraded_since"] is None, "it writes again")
+        box.wait_lines("runs", 2)
+        assert "cannot write to the journal" in box.errors.read_text()
+    record = box.wait_status("a", "Running", run=2)
+    assert [int(line) for line in box.lines("runs")] == [pid, record["pid"]]
     chain = [event["type"] for event in box.events("a")[-5:]]
     assert chain == ["exited", "restart_scheduled", "restart_due", "spawned", "became_ready"]
     box.verify()

@@ -139,7 +139,7 @@ def test_killed_again_and_again_among_commands_every_wish_is_kept(box):
 
 
 def test_a_crowd_of_services_is_adopted_whole(box):
-    count = 150
+    count = 80
     box.configure(
         "".join(
             service(f"s{n}", f"{SLEEP}\nlogs = {'true' if n % 2 else 'false'}")

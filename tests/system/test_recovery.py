@@ -434,7 +434,7 @@ def test_a_process_let_through_that_is_slow_to_execute_is_kept_too(box):
     assert box.lines("runs") == [f"run {record['pid']}"]
 
 
-@pytest.mark.parametrize("moment", range(6))
+@pytest.mark.parametrize("moment", range(3))
 def test_killed_at_any_moment_of_a_restart_storm_nothing_is_doubled_or_forgotten(box, moment):
     """Each run takes a lock that only one process can hold; whoever finds it held writes it down."""
     text = """
@@ -452,7 +452,7 @@ time.sleep(0.01)
         box.start()
         seen = len(box.events("storm", "spawned"))
         box.wait_for(lambda seen=seen: len(box.events("storm", "spawned")) > seen + 3, "it storms")
-        time.sleep(0.003 * (moment + turn))  # the moments differ: that is the point
+        time.sleep(0.004 * (moment + turn))  # the moments differ: that is the point
         box.kill()
     box.start()
     seen = box.service("storm")["run"]
@@ -499,7 +499,7 @@ raise SystemExit(1)
 """
     keys = f'cmd = {box.python("storm", text)}\nrestart = {{ delay = "1ms", delay_max = "1ms" }}'
     box.configure(service("storm", keys) + service("calm", ONCE_MORE))
-    for number in range(1, 10):
+    for number in range(1, 8):
         script = box.program(
             "killed_at_a_commit", KILLED_AT_A_COMMIT.format(number=number, after=after)
         )

@@ -31,6 +31,7 @@ COMMANDS = (
     queries.validate,
     queries.version,
     commands.shutdown,
+    commands.upgrade,
 )
 
 

@@ -1,4 +1,4 @@
-"""The commands that change something: start, stop, restart, reset, shutdown.
+"""The commands that change something: start, stop, restart, reset, shutdown, upgrade.
 
 A command was accepted when it is in the journal. With --wait it succeeded when each service ended as
 asked: Stopped after stop, else Running, or Stopped because it completed.
@@ -6,6 +6,7 @@ asked: Stopped after stop, else Running, or Stopped because it completed.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any, TypeVar
@@ -110,18 +111,58 @@ def reset(session: Session, names: tuple[str, ...]) -> int:
 
 
 @click.command()
+@click.option("--keep-services", is_flag=True, help="Leave them running, for the next registry.")
 @common
 @click.pass_obj
-def shutdown(session: Session) -> int:
+def shutdown(session: Session, keep_services: bool) -> int:
     """Stop every service, then the registry itself.
 
     \b
     Examples:
       circlectl shutdown
+      circlectl shutdown --keep-services
     """
-    data = session.call("shutdown")
-    session.show(data, lambda: ["the registry stops its services, and ends"])
+    params = {"keep_services": True} if keep_services else {}
+    data = session.call("shutdown", **params)
+    services = "keeps" if keep_services else "stops"
+    session.show(data, lambda: [f"the registry {services} its services, and ends"])
     return exits.WELL
+
+
+@click.command()
+@common
+@click.pass_obj
+def upgrade(session: Session) -> int:
+    """Let the registry become the code that is installed now; no service notices.
+
+    It reads its configuration anew, too. If the new code or the configuration would not start, nothing happens.
+
+    \b
+    Examples:
+      pip install --upgrade circleosd-service-registry && circlectl upgrade
+    """
+    before = session.call("version")["started_at"]
+    session.call("upgrade")
+    after = _begun_after(session, before)
+    version, pid = escaped(after["version"]), after["pid"]
+    session.show(after, lambda: [f"the registry is {version} now, PID {pid}; its services went on"])
+    return exits.WELL
+
+
+def _begun_after(session: Session, before: str) -> dict[str, Any]:
+    """What the registry says of itself once it has begun anew."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            found: dict[str, Any] = session.call("version")
+            if found["started_at"] != before:
+                return found
+        except RegistryError:
+            if time.monotonic() > deadline:
+                raise
+        if time.monotonic() > deadline:
+            raise RegistryError("timed_out", f"it did not begin anew within {TIMEOUT_S:g} s")
+        time.sleep(0.05)
 
 
 def _command(
