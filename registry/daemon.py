@@ -33,6 +33,7 @@ from registry.core.lifecycle import Reason, State
 from registry.core.projection import Projection
 from registry.core.service import HAS_RUN, Service
 from registry.host import proc
+from registry.host.adoption import Survey, kill_command
 from registry.host.capabilities import become_subreaper, detect
 from registry.host.clock import Clock
 from registry.host.health import Attempt, Prober
@@ -72,11 +73,14 @@ class Upgrade(Exception):
 class Daemon:
     """One life of the registry, from `run` to its end."""
 
-    def __init__(self, config: Config, listener: int | None, systemd: Systemd) -> None:
+    def __init__(
+        self, config: Config, listener: int | None, systemd: Systemd, files_max: int
+    ) -> None:
         self._folder = Path(config.journal.path).parent
         self._config = with_digests(config, house.digest_key(self._folder))
         self._listener = listener
         self._systemd = systemd
+        self._files_max = files_max
         self._told = 0
         self._is_stopping = False
         self.left_open: int | None = None
@@ -207,6 +211,7 @@ class Daemon:
             journal_id=journal_id,
             environments=config.environments,
             socket_path=config.registry.socket,
+            files_max=self._files_max,
         )
         self._registry = Registry(projection, journal, machine, Clock())
         stack.callback(self._registry.close)
@@ -297,11 +302,26 @@ class Daemon:
                 os.close(each.output_fd)  # the keeper's client holds its own
             if each.pidfd is not None:
                 pidfds[each.service, each.run] = each.pidfd
+        survey = machine.survey() if same_boot else Survey({}, [])
+        for command in survey.commands:
+            kill_command(command)
+        latest = {name: run for name, run in sorted(survey.leaders)}
         for name, service in self._registry.committed.services.items():
-            if service.state in HAS_RUN and (service.pid or service.state is State.STOPPING):
+            run = latest.get(name, 0)
+            found = (
+                machine.adopt_unjournaled(service, run, survey.leaders[name, run])
+                if run > service.run
+                else []
+            )
+            if (
+                not found
+                and service.state in HAS_RUN
+                and (service.pid or service.state is State.STOPPING)
+            ):
                 pidfd = pidfds.pop((name, service.run), None)
-                for given in machine.adopt(service, pidfd, same_boot=same_boot):
-                    self._registry.observe(name, given)
+                found = machine.adopt(service, pidfd, same_boot=same_boot)
+            for given in found:
+                self._registry.observe(name, given)
         for pidfd in pidfds.values():
             os.close(pidfd)
 
@@ -360,17 +380,18 @@ def serve(config: Config, shown: str) -> int:
     """
     inherited = house.Inherited.take()
     held = inherited.lock if inherited else house.lock(Path(config.journal.path))
-    house.settle_in()
+    files_max = house.settle_in()
     _log.info("Service registry starting...")
     _log.info("%s", shown)
     for complaint in machine_complaints(config, os.environ):
         _log.warning("%s", complaint)
     systemd = Systemd(os.environ)
-    daemon = Daemon(config, inherited.listener if inherited else None, systemd)
+    daemon = Daemon(config, inherited.listener if inherited else None, systemd, files_max)
     end = asyncio.run(daemon.run())
     if daemon.left_open is not None:
         house.Inherited(held, daemon.left_open).leave()
         os.environ.update(systemd.variables())
+        house.move_out(files_max)
         raise Upgrade
     _log.info("Service registry stopped")
     return end.status

@@ -93,14 +93,32 @@ def digest_key(folder: Path) -> bytes:
     return key
 
 
-def settle_in() -> None:
-    """Keep files private, leak no descriptor into a service, and allow as many as the machine does."""
+def settle_in() -> int:
+    """Keep files private, leak no descriptor into a service, and allow as many as the machine does.
+
+    Returns how many descriptors a service may have: the soft limit that we were started with.
+    """
     os.umask(0o077)
+    _fill_standard_descriptors()
     for name in os.listdir("/dev/fd"):
         if int(name) > 2:
             _close_on_exec(int(name))
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft
+
+
+def move_out(files_max: int) -> None:
+    """Give the next program of this process the limit that we were started with."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files_max, hard))
+
+
+def _fill_standard_descriptors() -> None:
+    """Closed ones would be given to the next that is opened: a gate, say, that a line of our log then opens."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
 
 
 def _close_on_exec(descriptor: int) -> None:

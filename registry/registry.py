@@ -23,7 +23,8 @@ from registry.core.definition import Definition
 from registry.core.duties import Duties, StopDuty, Timer, duties
 from registry.core.lifecycle import Reason, State
 from registry.core.projection import Projection
-from registry.core.service import HAS_RUN, Place, Service, decide
+from registry.core.decision import Place, decide
+from registry.core.service import HAS_RUN, Service
 
 BATCH_MAX = 64
 """Inputs decided before one commit: more would keep the first of them waiting."""

@@ -224,10 +224,15 @@ class GaveUp(Moved, frozen=True):
 
 
 class Adopted(Moved, frozen=True):
-    """A later supervisor found the run alive, and verified that it is the same process."""
+    """A later supervisor found the run alive, and verified that it is the same process.
+
+    With the reason `unjournaled` it is a run that began while the journal could not be written; then
+    `start_time` is as in Spawned.
+    """
 
     TYPE = "adopted"
     pid: int
+    start_time: int | None = None
 
 
 TYPES: dict[str, type[Event]] = {

@@ -128,4 +128,11 @@ class ProcessFound(Observation, frozen=True):
     pid: int
 
 
+class RunFound(Observation, frozen=True):
+    """After the supervisor's own death, a run was found alive, by its mark, that the journal does not know."""
+
+    pid: int
+    start_time: int
+
+
 Input = Command | Observation

@@ -39,6 +39,7 @@ class Reason(StrEnum):
     COMPLETED = "completed"  # ended clean
     EXIT_CODE = "exit_code"
     SIGNAL = "signal"
+    UNJOURNALED = "unjournaled"  # found alive, begun while the journal could not be written
     LOST = "lost"  # ended while nobody watched, status unknown
     UNHEALTHY = "unhealthy"
     START_TIMEOUT = "start_timeout"
@@ -112,6 +113,14 @@ def _check_restarts(_service: Service, given: Any) -> bool:
     return bool(given.restarts)
 
 
+def _is_journaled(service: Service, given: Any) -> bool:
+    return bool(given.run == service.run)
+
+
+def _is_unjournaled(service: Service, given: Any) -> bool:
+    return bool(given.run > service.run)
+
+
 def _check_reports(_service: Service, given: Any) -> bool:
     return not given.restarts
 
@@ -153,7 +162,8 @@ ROWS: list[list[Any]] = [
     ["restart_scheduled", [_S.STOPPED, _S.FAILED], _S.RESTARTING],
     ["gave_up", _S.FAILED, "="],
     ["gave_up", _S.STOPPED, _S.FAILED],
-    ["adopted", _HAS_RUN, "="],
+    ["adopted", _HAS_RUN, "=", _is_journaled],
+    ["adopted", list(_S), _S.STARTING, _is_unjournaled],
     ["defined", _S.STOPPED, "="],
     ["redefined", list(_S), "="],
     ["removed", _DOWN, _S.STOPPED],

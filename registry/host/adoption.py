@@ -6,10 +6,13 @@ and start time are those of the journal. What cannot be verified is neither adop
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
+import signal
 import struct
+from typing import NamedTuple
 
 from registry.host import proc
 from registry.host.capabilities import PIDFD_GET_INFO, PIDFD_INFO_EXIT, Capabilities
@@ -72,3 +75,43 @@ def _reaped_exit(pidfd: int) -> int | None:
         return None
     mask, *_ids, status = _INFO.unpack(request)
     return os.waitstatus_to_exitcode(status) if mask & PIDFD_INFO_EXIT else None
+
+
+COMMAND = "check"
+"""What a mark ends with, after the run's, where a process is a check's command and no part of the run."""
+
+
+class Survey(NamedTuple):
+    """The living processes with a journal's marks: leaders by service and run, and commands of checks."""
+
+    leaders: dict[tuple[str, int], proc.Stat]
+    commands: list[proc.Stat]
+
+
+def survey(journal_id: str) -> Survey:
+    """Look at every process for a mark of this journal. One pass over /proc, at recovery only."""
+    found = Survey({}, [])
+    for pid in proc.all_pids():
+        try:
+            mark, stat = proc.mark(pid), proc.stat(pid)
+        except OSError:
+            continue
+        if mark is not None and stat is not None and stat.is_alive:
+            _enter(found, mark.split("/"), journal_id, stat)
+    return found
+
+
+def _enter(found: Survey, words: list[str], journal_id: str, stat: proc.Stat) -> None:
+    match words:
+        case [journal, _service, _run, last] if journal == journal_id and last == COMMAND:
+            found.commands.append(stat)
+        case [journal, service, run] if journal == journal_id and run.isdigit():
+            if stat.session == stat.pid:  # others are members of a run that somebody leads
+                found.leaders[service, int(run)] = stat
+
+
+def kill_command(stat: proc.Stat) -> None:
+    """End a check's command that a dead registry left; whoever has its number by now is spared."""
+    with contextlib.suppress(OSError):
+        if lives(stat.pid, stat.start_time):
+            os.kill(stat.pid, signal.SIGKILL)

@@ -11,6 +11,7 @@ import errno
 import functools
 import os
 import re
+import resource
 import signal
 from pathlib import Path
 
@@ -25,11 +26,12 @@ _ENV = "/usr/bin/env"
 # all but the two that nobody can change: what we ignore, or were started to ignore, is no service's concern
 _SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
-# Arguments: umask, cwd, argv. Builtins only; what the shell itself set is taken out of the environment.
+# Arguments: umask, cwd, limit of descriptors (or nothing), argv. Builtins only; what the shell itself set is taken out of the environment.
 _SCRIPT = """\
 IFS= read -r CIRCLEOSD_GATE || exit 111
 umask "$1" && cd -P -- "$2" || exit 200
-shift 2
+test -z "$3" || ulimit -S -n "$3"
+shift 3
 unset CIRCLEOSD_GATE PWD OLDPWD SHLVL
 exec "$@" </dev/null
 """
@@ -76,6 +78,8 @@ def spawn(shell: str, launch: Launch, setpriv: str | None, output: str) -> Gated
     Raises LaunchError: with NO_RESOURCES where trying again later may help.
     """
     argv, environment = _command(launch, setpriv, counts_levels=_is_bash(shell))
+    unlimited = launch.files_max in (None, resource.RLIM_INFINITY)
+    files_max = "" if unlimited else str(launch.files_max)
     try:
         read_end, write_end = os.pipe()
     except OSError as error:
@@ -83,7 +87,7 @@ def spawn(shell: str, launch: Launch, setpriv: str | None, output: str) -> Gated
     try:
         pid = os.posix_spawn(
             shell,
-            ["sh", "-c", _SCRIPT, GATE, f"{launch.umask:o}", launch.cwd, *argv],
+            ["sh", "-c", _SCRIPT, GATE, f"{launch.umask:o}", launch.cwd, files_max, *argv],
             environment,
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, read_end, 0),

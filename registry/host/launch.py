@@ -44,7 +44,8 @@ class LaunchError(Exception):
 class Launch(msgspec.Struct, frozen=True):
     """Everything that starting takes. `argv[0]` is absolute, `env` is complete.
 
-    `uid` and `gid` are None where nothing changes; `groups` counts only where one of them is set.
+    `uid` and `gid` are None where nothing changes; `groups` counts only where one of them is set. `files_max`
+    is the soft limit of open descriptors, None for ours.
     """
 
     argv: tuple[str, ...]
@@ -54,6 +55,7 @@ class Launch(msgspec.Struct, frozen=True):
     uid: int | None
     gid: int | None
     groups: tuple[int, ...]
+    files_max: int | None = None
 
 
 class _Identity(msgspec.Struct, frozen=True):

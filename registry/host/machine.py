@@ -18,6 +18,7 @@ from registry.core.inputs import (
     Observation,
     ProcessFound,
     ProcessLost,
+    RunFound,
     SpawnRefused,
     SpawnSucceeded,
 )
@@ -47,6 +48,7 @@ class Machine:
         journal_id: str,
         environments: Mapping[str, Mapping[str, str]],
         socket_path: str,
+        files_max: int | None = None,
     ) -> None:
         self._runner = runner
         self._prober = prober
@@ -54,6 +56,7 @@ class Machine:
         self._journal_id = journal_id
         self._environments = environments
         self._socket_path = socket_path
+        self._files_max = files_max
 
     def mark(self, service: str, run: int) -> str:
         """What CIRCLEOSD_RUN is for a run: by it the run is found again."""
@@ -67,7 +70,8 @@ class Machine:
             "CIRCLEOSD_SOCKET": self._socket_path,
             proc.MARK: self.mark(definition.name, run),
         }
-        return msgspec.structs.replace(launch, env={**launch.env, **added})
+        env = {**launch.env, **added}
+        return msgspec.structs.replace(launch, env=env, files_max=self._files_max)
 
     def spawn(self, definition: Definition, run: int, digest: str) -> Observation:
         """Put a run behind its gate."""
@@ -101,6 +105,7 @@ class Machine:
         async def run_command(argv: tuple[str, ...], timeout_s: float) -> int:
             try:
                 launch = self._launch(msgspec.structs.replace(definition, cmd=argv), run)
+                launch.env[proc.MARK] += f"/{adoption.COMMAND}"
                 return await self._runner.run_command(launch, timeout_s)
             except LaunchError as error:
                 raise OSError(error.message) from None
@@ -137,6 +142,39 @@ class Machine:
             self._runner.adopt_leftovers(process)
             return []
         return self._adopt_leader(service, process, process.pid)
+
+    def survey(self) -> adoption.Survey:
+        """What runs of this journal's services, by the marks that they carry."""
+        nothing = adoption.Survey({}, [])
+        return adoption.survey(self._journal_id) if self._capabilities.proc else nothing
+
+    def adopt_unjournaled(self, service: Service, run: int, stat: proc.Stat) -> list[Observation]:
+        """Take up a run that the journal does not know; nothing where it is not surely the service's."""
+        at_gate = stat.comm == gate.GATE  # its pipe is closed: it is about to end
+        if at_gate or run <= service.run or not self._is_user_of(stat.pid, service.definition):
+            return []
+        pidfd = adoption.pidfd_of(stat.pid, stat.start_time) if self._capabilities.pidfd else None
+        process = Process(
+            service=service.name,
+            run=run,
+            pid=stat.pid,
+            mark=self.mark(service.name, run),
+            start_time=stat.start_time,
+            is_child=stat.parent == os.getpid(),
+            pidfd=pidfd,
+            opened=True,
+        )
+        self._runner.adopt(process)
+        found = RunFound(run=run, pid=stat.pid, start_time=stat.start_time)
+        return [found, GateOpened(run=run)]
+
+    def _is_user_of(self, pid: int, definition: Definition) -> bool:
+        """A mark is only a variable, which anybody can set: the user has to be the service's, too."""
+        try:
+            uid = self._launch(definition, 0).uid
+            return os.stat(f"/proc/{pid}").st_uid == (os.getuid() if uid is None else uid)
+        except (LaunchError, OSError):
+            return False
 
     def _adopt_leader(self, service: Service, process: Process, pid: int) -> list[Observation]:
         if process.pidfd is None and self._capabilities.pidfd:

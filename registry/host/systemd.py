@@ -33,7 +33,10 @@ class Systemd:
         if self._address[:1] not in ("/", "@"):
             return
         address = "\0" + self._address[1:] if self._address[0] == "@" else self._address
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
+        ):
             sender.setblocking(False)
             sender.sendto("\n".join(lines).encode(), address)
 

@@ -72,6 +72,15 @@ class Kept(msgspec.Struct, frozen=True):
         close_all(_present(self.output_fd, self.pidfd))
 
 
+class OutputEnded(msgspec.Struct, frozen=True):
+    """No process of a run can write any more; `dropped` bytes of what it wrote were lost."""
+
+    service: str
+    run: int
+    dropped: int
+    log: LogTarget | None
+
+
 class _Held:
     """Our own copies of what the keeper keeps of one run."""
 
@@ -90,8 +99,8 @@ class _Held:
 class Keeper:
     """The connection to the keeper whose socket is `socket_path`; its log lies beside the socket.
 
-    `on_grew(service)` says that a watched log has more, `on_output_ended(service, run, dropped)` that
-    no process of the run can write any more and how many bytes were lost. Both are called by the loop.
+    `on_grew(service)` says that a watched log has more, `on_output_ended` that no process of a run can
+    write any more. It is said to every daemon until one calls `heard`. Both are called by the loop.
     """
 
     def __init__(
@@ -99,7 +108,7 @@ class Keeper:
         socket_path: Path,
         *,
         on_grew: Callable[[str], None],
-        on_output_ended: Callable[[str, int, int], None],
+        on_output_ended: Callable[[OutputEnded], None],
         log: Callable[[str], None],
         splice: bool = True,
         python: str = sys.executable,
@@ -113,6 +122,7 @@ class Keeper:
         self._held: dict[Key, _Held] = {}
         self._theirs: dict[Key, Message] = {}
         self._watched: set[str] = set()
+        self._unheard: set[Key] = set()
         self._pending: deque[Message | Key] = deque()
         self._channel: Channel | None = None
         self._is_ready = False
@@ -166,6 +176,11 @@ class Keeper:
         self._forget_if_done((service, run))
         self._post({"type": "release", "service": service, "run": run})
 
+    def heard(self, service: str, run: int) -> None:
+        """That the run's output has ended is journaled, or need not be: no later daemon is told."""
+        self._unheard.discard((service, run))
+        self._post({"type": "heard", "service": service, "run": run})
+
     def watch(self, service: str) -> None:
         """Somebody follows the service's log: `on_grew` is called once at first, then as it grows."""
         self._watched.add(service)
@@ -178,6 +193,7 @@ class Keeper:
 
     def close(self) -> None:
         """Leave the keeper, which goes on alone, and give back every descriptor."""
+        self._post({"type": "leave"})
         self._disconnect()
         self._forget_process()
         for held in self._held.values():
@@ -382,13 +398,16 @@ class Keeper:
     def _end_output(self, key: Key, dropped: int) -> None:
         held = self._held.get(key)
         if held is None or held.has_ended:
+            if key not in self._unheard:  # it was heard, but a keeper that was lost has not heard so
+                self._post({"type": "heard", "service": key[0], "run": key[1]})
             return
         close_all(_present(held.output))
         held.output = None
         held.has_ended = True
+        self._unheard.add(key)
         self._forget_if_done(key)
         # Later, so that who awaits connect() has what was kept before he hears that it has ended.
-        self._loop.call_soon(self._on_output_ended, *key, dropped)
+        self._loop.call_soon(self._on_output_ended, OutputEnded(*key, dropped, held.log))
 
     # What is held, and saying so
 

@@ -6,7 +6,10 @@ when no daemon is connected, every output has ended and no pidfd is left: then n
 
 An output has ended when no process holds its FIFO open for writing. A FIFO that nobody has opened
 for writing yet looks the same to a read, so the daemon holds it open read-write until after the
-spawn, and nothing is read before the kernel reports it readable or hung up.
+spawn, and nothing is read before the kernel reports it readable or hung up. That it has ended is told
+to each daemon that connects, until one says that it has taken note ("heard").
+
+Rotated files are compressed by a process of their own, one at a time.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from registry.keeper.protocol import (
     key_of,
     peer_uid,
 )
+from registry.logs.compress import Compression, waiting
 from registry.logs.files import CHUNK, LockedError, LogFile
 
 FIRST_CLIENT_S = 5.0
@@ -39,16 +43,17 @@ LOCK_RETRY_S = 0.05
 
 
 class Entry:
-    """What is kept of one run. `is_untold`: its output has ended and no daemon was told yet."""
+    """What is kept of one run. `is_unheard`: its output has ended and no daemon has taken note yet."""
 
-    __slots__ = ("dropped", "is_untold", "log", "output", "pidfd")
+    __slots__ = ("dropped", "is_unheard", "log", "output", "pidfd", "spec")
 
     def __init__(self) -> None:
         self.output: int | None = None
         self.pidfd: int | None = None
         self.log: LogFile | None = None
+        self.spec: Message | None = None
         self.dropped = 0
-        self.is_untold = False
+        self.is_unheard = False
 
     def fds(self) -> list[int]:
         """The descriptors held, in the order in which they are sent."""
@@ -75,18 +80,27 @@ class Loop:
         self._outbox: list[tuple[str, Key | None]] = []
         self._watched: set[str] = set()
         self._grown: dict[str, None] = {}
+        self._has_left = True
+        self._to_compress: dict[str, None] = {}
+        self._compression: Compression | None = None
 
     @property
     def is_keeping(self) -> bool:
-        """Whether something would be lost if the keeper ended now."""
-        return any(entry.fds() for entry in self._entries.values())
+        """Whether something would be lost if the keeper ended now.
+
+        To a daemon that has left, an output that ended is of no interest; to one that died, it is.
+        """
+        return any(
+            entry.fds() or (entry.is_unheard and not self._has_left)
+            for entry in self._entries.values()
+        )
 
     def run(self) -> None:
         """Serve until nothing needs it."""
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._turn(FIRST_CLIENT_S)
-        while self._client is not None or self.is_keeping:
+        while self._client is not None or self.is_keeping or self._compression is not None:
             self._turn(LOCK_RETRY_S if self._locked else None)
 
     def close(self) -> None:
@@ -101,6 +115,7 @@ class Loop:
         if self._locked and time.monotonic() >= self._locked_due:
             for key in list(self._locked):
                 self._move(key)
+        self._compress_next()
         self._tell()
 
     # The client
@@ -135,6 +150,7 @@ class Loop:
         if self._client is not None:
             self._dismiss(self._client)
         self._client = client
+        self._has_left = False
         self._selector.register(client, selectors.EVENT_READ, partial(self._hear, client))
 
     def _dismiss(self, client: Channel) -> None:
@@ -173,6 +189,10 @@ class Loop:
                 return
             case "release" if key is not None:
                 self._release(key)
+            case "heard" if key is not None:
+                self._heard(key)
+            case "leave":
+                self._has_left = True
             case "watch":
                 # Said to have grown at once: it may have, before this message was read.
                 self._watched.add(service := str(message.get("service")))
@@ -187,8 +207,8 @@ class Loop:
 
     def _greet(self) -> None:
         kept: list[tuple[str, Key | None]] = [("kept", key) for key in self._entries]
-        untold = [("output_ended", key) for key, entry in self._entries.items() if entry.is_untold]
-        self._outbox = [("hello", None), *kept, ("kept_all", None), *untold]
+        ended = [("output_ended", key) for key, entry in self._entries.items() if entry.is_unheard]
+        self._outbox = [("hello", None), *kept, ("kept_all", None), *ended]
 
     def _tell(self) -> None:
         client = self._client
@@ -211,9 +231,6 @@ class Loop:
             if message and not client.send(message, fds):
                 break
             sent += 1
-            if kind == "output_ended" and key in self._entries:
-                self._entries[key].is_untold = False
-                self._forget_if_done(key)
         del self._outbox[:sent]
         return not self._outbox
 
@@ -236,7 +253,7 @@ class Loop:
             return {**message, "dropped": entry.dropped}, []
         message["output"] = entry.output is not None
         message["pidfd"] = entry.pidfd is not None
-        message["log"] = _spec(entry.log)
+        message["log"] = entry.spec
         return message, entry.fds()
 
     # What is kept
@@ -252,6 +269,7 @@ class Loop:
             self._close_output(key, entry)
             os.set_blocking(output, False)
             entry.log = self._log_for(key, message.get("log"))
+            entry.spec = _spec(entry.log)
             entry.output = output
             self._listen_to(key, output)
         self._forget_if_done(key)
@@ -286,9 +304,15 @@ class Loop:
             entry.pidfd = None
             self._forget_if_done(key)
 
+    def _heard(self, key: Key) -> None:
+        entry = self._entries.get(key)
+        if entry is not None:
+            entry.is_unheard = False
+            self._forget_if_done(key)
+
     def _forget_if_done(self, key: Key) -> None:
         entry = self._entries[key]
-        if not entry.fds() and not entry.is_untold:
+        if not entry.fds() and not entry.is_unheard:
             del self._entries[key]
 
     # Output
@@ -298,7 +322,7 @@ class Loop:
         if entry is None or entry.output is None:
             return
         try:
-            taken = self._take(entry, entry.output)
+            taken = self._take(entry, entry.output, key[1])
         except BlockingIOError:
             self._unlock(key, entry.output)
             return
@@ -314,16 +338,19 @@ class Loop:
         elif key[0] in self._watched:
             self._grown[key[0]] = None
 
-    def _take(self, entry: Entry, output: int) -> int:
+    def _take(self, entry: Entry, output: int, run: int) -> int:
         log = entry.log
         if log is None:
             return len(os.read(output, CHUNK))
         dropped_before = log.dropped
         try:
-            return log.move(output)
+            return log.move(output, run)
         finally:
             entry.dropped += log.dropped - dropped_before
             self._say_trouble(log)
+            if log.has_older:
+                log.has_older = False
+                self._to_compress[log.path] = None
 
     def _say_trouble(self, log: LogFile) -> None:
         if log.trouble != self._troubles.get(log.path, ""):
@@ -346,7 +373,7 @@ class Loop:
     def _end_output(self, key: Key) -> None:
         entry = self._entries[key]
         self._close_output(key, entry)
-        entry.is_untold = True
+        entry.is_unheard = True
         if self._client is not None:
             self._outbox.append(("output_ended", key))
 
@@ -363,6 +390,39 @@ class Loop:
             log.close()
             del self._logs[log.path]
             self._troubles.pop(log.path, None)
+
+
+    # Compression
+
+    def _compress_next(self) -> None:
+        """Begin with the oldest file of the next log that has one to compress, unless one is under way."""
+        while self._compression is None and self._to_compress:
+            path = next(iter(self._to_compress))
+            del self._to_compress[path]
+            try:
+                source = waiting(path)
+                if source is None:
+                    continue
+                begun = Compression(path, source)
+                self._selector.register(begun, selectors.EVENT_READ, self._end_compression)
+            except OSError as error:
+                self._put_off(path, str(error))
+                continue
+            self._compression = begun
+            self._to_compress[path] = None  # for its next file, when the other logs had their turn
+
+    def _end_compression(self) -> None:
+        ended, self._compression = self._compression, None
+        if ended is None:
+            return
+        self._selector.unregister(ended)
+        if not ended.finish():
+            self._put_off(ended.path, "is the disk full?")
+
+    def _put_off(self, path: str, why: str) -> None:
+        """Leave the log's files as they are until the next rotation."""
+        self._to_compress.pop(path, None)
+        self._say(f"could not compress a rotated file of {path}: {why}")
 
 
 def _is_usable(path: str) -> bool:

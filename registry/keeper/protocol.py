@@ -5,11 +5,13 @@ protocol only grows: unknown messages and unknown keys are ignored. Both sides a
 the socket's mode is 0600, and the peer's uid, told by the kernel, must be ours or root's.
 
 daemon to keeper: hello {version}, keep {service, run, output, pidfd, log}, release {service, run},
-watch {service}, unwatch {service}.
+heard {service, run}, watch {service}, unwatch {service}, leave.
 keeper to daemon: hello {version, pid}, kept {service, run, output, pidfd, log}, kept_all,
 grew {service}, output_ended {service, run, dropped}, replaced.
 "output" and "pidfd" are true where that descriptor comes along, in this order. "log" is null or
-{path, size_max, files_max}. The keeper answers a hello with its hello, each kept, and kept_all.
+{path, size_max, files_max}. The keeper answers a hello with its hello, each kept, kept_all, and an
+output_ended for each output that ended and of which no daemon has said that it heard. "leave" is the
+last word of a daemon that ends orderly: it wants to be told nothing more.
 Standard library only: the keeper, which imports this, must stay small.
 """
 

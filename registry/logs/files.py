@@ -4,8 +4,9 @@ The file stays byte for byte what the service wrote. Bytes go from the FIFO into
 kernel, so that a writer killed at any instant has neither lost nor doubled one; the fallback (read,
 then write) cannot promise that. The file is opened without O_APPEND, which splice refuses, and is
 written at its end under an exclusive flock: one writer per file. Rotation renames (NAME.log,
-NAME.log.1, ... the highest number is the oldest) and never copies. Where nothing can be written,
-output is read, dropped and counted: a service never blocks on a full disk.
+NAME.log.1, ... the highest number is the oldest) and never copies; compressing the older ones is
+somebody else's (compress.py). Beside each file goes its index. Where nothing can be written, output
+is read, dropped and counted: a service never blocks on a full disk.
 Standard library only: the keeper, which imports this, must stay small.
 """
 
@@ -18,6 +19,12 @@ import stat
 import sys
 import termios
 import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from registry.logs import compress
+from registry.logs.index import Index, index_path, owner
+from registry.logs.names import GZ, rotated, rotated_all
 
 TURN_MAX = 1 << 20
 """Bytes moved per call: one flooding service must not starve the others."""
@@ -42,26 +49,16 @@ class LockedError(Exception):
     """Another writer holds the file: leave the output in its FIFO and come again shortly."""
 
 
-def rotated_numbers(path: str) -> list[int]:
-    """The numbers of the rotated files of `path` that exist, newest (lowest) first."""
-    folder, name = os.path.split(path)
-    try:
-        names = os.listdir(folder or ".")
-    except FileNotFoundError:
-        return []
-    tails = (other[len(name) + 1 :] for other in names if other.startswith(f"{name}."))
-    return sorted(
-        int(tail) for tail in tails if tail.isascii() and tail.isdigit() and tail[0] != "0"
-    )
-
-
 def _waiting(fd: int) -> int:
     """How many bytes wait in the FIFO: a full file is renamed when there is something to begin with."""
     return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 class LogFile:
-    """The file `path`, open. `dropped` counts the bytes lost, `trouble` says why ("": all is well)."""
+    """The file `path`, open. `dropped` counts the bytes lost, `trouble` says why ("": all is well).
+
+    `has_older` says that it was rotated, or opened: there may be something to compress.
+    """
 
     def __init__(self, path: str, size_max: int, files_max: int, *, splice: bool = True) -> None:
         self.path = path
@@ -69,21 +66,24 @@ class LogFile:
         self.files_max = files_max
         self.dropped = 0
         self.trouble = ""
+        self.has_older = False
+        self._index = Index(index_path(path))
+        self._is_settled = False
         self._splice = splice and hasattr(os, "splice")
         self._fd = -1
         self._locked_since: float | None = None
         self._refused: OSError | None = None
         self._retry_at = 0.0
 
-    def move(self, fd: int) -> int:
-        """Take at most TURN_MAX bytes from the FIFO `fd`; how many were taken, 0 at its end.
+    def move(self, fd: int, run: int = 0) -> int:
+        """Take at most TURN_MAX bytes from the FIFO `fd` of `run`; how many were taken, 0 at its end.
 
         Raises BlockingIOError when nothing is there, LockedError while another writer has the file.
         """
         taken = 0
         while taken < TURN_MAX:
             try:
-                count = self._move_some(fd, TURN_MAX - taken)
+                count = self._move_some(fd, run, TURN_MAX - taken)
             except (BlockingIOError, LockedError):
                 if taken:
                     break
@@ -98,11 +98,14 @@ class LogFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+            self._index.close()
 
-    def _move_some(self, fd: int, most: int) -> int:
+    def _move_some(self, fd: int, run: int, most: int) -> int:
         while True:
             try:
                 size = self._prepare(fd)
+                if _waiting(fd):
+                    self._index.note(size, run, time.time_ns())
                 count = self._transfer(fd, min(most, self._room(size)))
             except BlockingIOError:
                 raise
@@ -135,7 +138,7 @@ class LogFile:
         return max(1, 2 * self.size_max - size)
 
     def _is_full(self, size: int) -> bool:
-        if size == 0 or size < self.size_max:
+        if size == 0 or (size < self.size_max and not self._index.is_crowded(self.size_max)):
             return False
         return size >= 2 * self.size_max or os.pread(self._fd, 1, size - 1) == b"\n"
 
@@ -184,10 +187,10 @@ class LogFile:
         if error.errno not in _NO_ROOM:
             return False
         try:
-            numbers = rotated_numbers(self.path)
-            if not numbers:
+            older = rotated(self.path)
+            if not older:
                 return False
-            os.unlink(f"{self.path}.{numbers[-1]}")
+            self._remove(*older[-1])
         except OSError:
             return False
         return True
@@ -217,6 +220,31 @@ class LogFile:
             os.close(fd)
             raise
         self._fd = fd
+        self._settle()
+        found = os.fstat(fd)
+        self._index.open(found.st_ino, found.st_size)
+
+    def _settle(self) -> None:
+        """Once, under the lock: put in order what a writer that was killed has left."""
+        if self._is_settled:
+            return
+        self._is_settled = self.has_older = True
+        try:
+            compress.clear(self.path)
+            self._place_indexes()
+        except OSError:  # of no consequence for what is written
+            return
+
+    def _place_indexes(self) -> None:
+        """Bring each index to its file, where a rotation was killed between the two renames."""
+        files = dict(rotated(self.path))
+        files[0] = self.path
+        for number in sorted(files, reverse=True):
+            here, beyond = index_path(self.path, number), index_path(self.path, number + 1)
+            inode = owner(here)
+            if number + 1 in files and inode is not None and _inode(files[number]) != inode:
+                if _inode(files[number + 1]) == inode:
+                    os.rename(here, beyond)
 
     def _lock(self, fd: int) -> None:
         found = os.fstat(fd)
@@ -245,15 +273,45 @@ class LogFile:
     def _rotate(self) -> None:
         """Rename every file one up, into the first gap (a kill in here leaves one) or over the oldest."""
         last = self.files_max - 1
-        numbers = rotated_numbers(self.path)
-        for number in numbers:
-            if number > last:
-                os.unlink(f"{self.path}.{number}")
+        kept = dict(rotated(self.path))
+        for number, name in rotated_all(self.path):
+            if number > last or kept[number] != name:
+                self._remove(number, name)
         if last > 0:
-            gap = next((n for n in range(1, last) if n not in numbers), last)
+            gap = next((n for n in range(1, last) if n not in kept), last)
+            if gap in kept:
+                self._remove(gap, kept.pop(gap))
             for number in range(gap - 1, 0, -1):
-                os.rename(f"{self.path}.{number}", f"{self.path}.{number + 1}")
-            os.rename(self.path, f"{self.path}.1")
+                self._shift(number, kept[number])
+            self._shift(0, self.path)
         else:
             os.unlink(self.path)
         self.close()
+        self.has_older = last > 0
+
+    def _shift(self, number: int, name: str) -> None:
+        tail = GZ if number and name.endswith(GZ) else ""
+        os.rename(name, f"{self.path}.{number + 1}{tail}")
+        _tolerate(os.rename, index_path(self.path, number), index_path(self.path, number + 1))
+
+    def _remove(self, number: int, name: str) -> None:
+        os.unlink(name)
+        if not any(number == other for other, _ in rotated_all(self.path)):
+            _tolerate(os.unlink, index_path(self.path, number))
+
+
+def _tolerate(act: Callable[..., None], *paths: str) -> None:
+    """Do to an index what was done to its file; where there is none, or it cannot be done, do without."""
+    with suppress(OSError):
+        act(*paths)
+
+
+def _inode(name: str) -> int | None:
+    """The inode that a file's index knows it by: its own, or that of the file it was compressed from."""
+    if not name.endswith(GZ):
+        return os.lstat(name).st_ino
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return compress.inode_of(fd)
+    finally:
+        os.close(fd)

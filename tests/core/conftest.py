@@ -15,12 +15,13 @@ import pytest
 from registry.core import checks as tallies
 from registry.core import events as ev
 from registry.core import inputs as inp
+from registry.core.decision import Place, decide
 from registry.core.definition import Check, Definition, Policy, Restart
 from registry.core.duties import Duties, duties
 from registry.core.lifecycle import Reason, State, is_legal
 from registry.core.projection import Projection
 from registry.core.restarts import NS
-from registry.core.service import Place, Service, decide
+from registry.core.service import Service
 
 JOURNAL_ID = "journal-1"
 UTC_AHEAD_NS = 1_700_000_000 * NS

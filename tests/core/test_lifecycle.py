@@ -55,6 +55,8 @@ CONDITIONS: dict[str, Callable[[Situation], bool]] = {
     "a new word: up": lambda s: not (s.bound == "Starting" and s.wanted),
     "a new word: down": lambda s: not (s.bound == "Stopped" and not s.wanted),
     "wanted": lambda s: s.wanted,
+    "the run it knows": lambda s: s.given.run == 1,
+    "a later run": lambda s: s.given.run > 1,
 }
 
 DESIGN: list[tuple[str, str, str, str]] = [
@@ -93,9 +95,10 @@ DESIGN: list[tuple[str, str, str, str]] = [
     ("group_emptied", "Stopping", "Failed", "bound for Failed"),
     ("restart_scheduled", "Stopped Failed", "Restarting", ""),
     ("gave_up", "Stopped Failed", "Failed", ""),
-    ("adopted", "Starting", "Starting", ""),
-    ("adopted", "Running", "Running", ""),
-    ("adopted", "Stopping", "Stopping", ""),
+    ("adopted", "Starting", "Starting", "the run it knows"),
+    ("adopted", "Running", "Running", "the run it knows"),
+    ("adopted", "Stopping", "Stopping", "the run it knows"),
+    ("adopted", "Stopped Starting Running Stopping Failed Restarting", "Starting", "a later run"),
     ("defined", "Stopped", "Stopped", ""),
     ("redefined", "Stopped", "Stopped", ""),
     ("redefined", "Starting", "Starting", ""),
@@ -120,6 +123,7 @@ EXITS = [
     )
 ]
 GIVEN: dict[str, list[Any]] = {
+    "adopted": [inp.ProcessFound(run=1, pid=5), inp.RunFound(run=2, pid=5, start_time=5)],
     "exited": EXITS,
     "lost": [inp.ProcessLost(run=1, group_empty=empty) for empty in (True, False)],
     "became_unhealthy": [SimpleNamespace(restarts=restarts) for restarts in (True, False)],

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from registry.core import checks as tallies
 from registry.core import events as ev
 from registry.core import inputs as inp
+from registry.core.decision import Place, decide
 from registry.core.definition import Check, Definition, OnFailure, Policy, Restart
 from registry.core.duties import Duties, duties, is_settled
 from registry.core.lifecycle import FOR_A_PERSON, Reason, State, is_legal
 from registry.core.projection import Projection
 from registry.core.restarts import NS
-from registry.core.service import HAS_RUN, Place, Service, decide
+from registry.core.service import HAS_RUN, Service
 from registry.journal.rows import NO_HASH, to_record, to_rows
 
 ACTORS = st.none() | st.builds(

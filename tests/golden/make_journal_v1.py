@@ -19,7 +19,8 @@ from registry.core.checks import Tally, count
 from registry.core.definition import Check, Definition, OnFailure, Policy, Restart
 from registry.core.lifecycle import Reason
 from registry.core.projection import Projection
-from registry.core.service import Place, Service, decide, evolve
+from registry.core.decision import Place, decide
+from registry.core.service import Service, evolve
 from registry.journal import Journal
 from registry.questions.records import event_record, service_record
 from registry.questions.timeline import line

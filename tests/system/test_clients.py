@@ -91,31 +91,31 @@ def test_a_follower_that_never_reads_is_closed_and_holds_nothing_up(running):
         assert memory(running) - before < FLAT_BYTES
 
 
-@pytest.mark.parametrize(
-    ("line", "code"),
-    [
-        (b"hello\n", "parse_error"),
-        (b"\xff\xfe\n", "parse_error"),
-        (b"[" * 100_000 + b"\n", -32700),  # what begins like a batch is answered in its form
-        (b'{"action":"list_services"\n', "parse_error"),
-        (b"42\n", "invalid_request"),
-        (b"{}\n", "invalid_request"),
-        (b'{"action":7}\n', "invalid_request"),
-        (b'{"action":"lits_services"}\n', "unknown_action"),
-        (b'{"action":"status","service":7}\n', "invalid_params"),
-        (b'{"action":"status","service":"s1","more":1}\n', "invalid_params"),
-        (b'{"action":"stop","service":"s1","wait":"yes"}\n', "invalid_params"),
-        (b'{"action":"status","service":"' + b"x" * 100_000 + b'"}\n', "unknown_service"),
-    ],
-)
-def test_a_malformed_line_has_a_clear_error_and_the_connection_goes_on(running, line, code):
+MALFORMED: dict[bytes, str | int] = {
+    b"hello": "parse_error",
+    b"\xff\xfe": "parse_error",
+    b"[" * 100_000: -32700,  # what begins like a batch is answered in its form
+    b'{"action":"list_services"': "parse_error",
+    b"42": "invalid_request",
+    b"{}": "invalid_request",
+    b'{"action":7}': "invalid_request",
+    b'{"action":"lits_services"}': "unknown_action",
+    b'{"action":"status","service":7}': "invalid_params",
+    b'{"action":"status","service":"s1","more":1}': "invalid_params",
+    b'{"action":"stop","service":"s1","wait":"yes"}': "invalid_params",
+    b'{"action":"status","service":"' + b"x" * 100_000 + b'"}': "unknown_service",
+}
+
+
+def test_a_malformed_line_has_a_clear_error_and_the_connection_goes_on(running):
     with connect(running) as client, client.makefile("rb") as answers:
-        client.sendall(line + b'{"action":"version"}\n')
-        refused = json.loads(answers.readline())
-        assert refused["error"]["code"] == code
-        assert refused["error"]["message"]
-        assert len(json.dumps(refused)) < 2000, "what was wrong is not sent back at length"
-        assert json.loads(answers.readline())["ok"]
+        for line, code in MALFORMED.items():
+            client.sendall(line + b'\n{"action":"version"}\n')
+            refused = json.loads(answers.readline())
+            assert refused["error"]["code"] == code, line[:50]
+            assert refused["error"]["message"]
+            assert len(json.dumps(refused)) < 2000, "what was wrong is not sent back at length"
+            assert json.loads(answers.readline())["ok"]
     assert "Traceback" not in running.errors.read_text()
 
 

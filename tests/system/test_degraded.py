@@ -53,6 +53,10 @@ def service(name: str, keys: str = SLEEP) -> str:
     return f'[[service]]\nname = "{name}"\n{keys}\n'
 
 
+def wait_written(box) -> None:
+    box.wait_for(lambda: box.data("version")["degraded_since"] is None, "it writes again")
+
+
 def test_commands_are_answered_outcome_unknown_and_then_refused_until_it_writes_again(hasty):
     box = hasty(service("a") + service("b"))
     pids = {name: box.wait_status(name, "Running")["pid"] for name in ("a", "b")}
@@ -96,6 +100,7 @@ def test_a_command_that_came_while_it_was_tried_is_answered_too(hasty):
         for client in clients:
             client.close()
     assert set(codes) <= {"outcome_unknown", "journal_unavailable"}
+    wait_written(box)
     for name, code in zip(("a", "b", "c"), codes, strict=True):
         if code == "outcome_unknown":
             box.wait_status(name, "Stopped")
@@ -114,6 +119,7 @@ def test_what_dies_meanwhile_is_restarted_and_in_the_journal_afterwards(hasty):
         os.kill(pid, signal.SIGKILL)
         box.wait_lines("runs", 2)
         assert "cannot write to the journal" in box.errors.read_text()
+    wait_written(box)
     record = box.wait_status("a", "Running", run=2)
     assert [int(line) for line in box.lines("runs")] == [pid, record["pid"]]
     chain = [event["type"] for event in box.events("a")[-5:]]

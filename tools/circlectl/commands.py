@@ -133,13 +133,14 @@ def shutdown(session: Session, keep_services: bool) -> int:
 @common
 @click.pass_obj
 def upgrade(session: Session) -> int:
-    """Let the registry become the code that is installed now; no service notices.
+    """Run the installed code; no service notices.
 
-    It reads its configuration anew, too. If the new code or the configuration would not start, nothing happens.
+    The registry reads its configuration anew, too. Where the code or the configuration would not start,
+    nothing happens.
 
     \b
     Examples:
-      pip install --upgrade circleosd-service-registry && circlectl upgrade
+      circlectl upgrade
     """
     before = session.call("version")["started_at"]
     session.call("upgrade")

@@ -24,6 +24,7 @@ REASONS: dict[str, str] = {
     "completed": "completed",
     "exit_code": "exited with an error",
     "signal": "killed by a signal",
+    "unjournaled": "found running, begun while the journal could not be written",
     "lost": "ended while nobody watched",
     "unhealthy": "a health check failed",
     "start_timeout": "not ready in time",

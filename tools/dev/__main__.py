@@ -1,4 +1,4 @@
-"""The commands of whoever works on the registry: `python3 tools/dev run|test|lint`.
+"""The commands of whoever works on the registry: `python3 tools/dev run|test|lint|crash`.
 
 Needs Python 3.11 with its venv module and nothing else; all the rest is set up in `.venv` first.
 """
@@ -57,6 +57,12 @@ def lint(arguments: list[str]) -> None:
         sys.exit(f"failed: {', '.join(failed)}")
 
 
+def crash(arguments: list[str]) -> None:
+    """kill a registry over and over and judge what is left: --rounds N --seed S"""
+    venv.ensure()
+    os.execv(venv.PYTHON, [str(venv.PYTHON), str(venv.ROOT / "tests" / "crash"), *arguments])
+
+
 def _passes(command: tuple[str, ...]) -> bool:
     print(f"== {' '.join(command)}", flush=True)
     program, *arguments = command
@@ -69,7 +75,7 @@ def _help() -> str:
     return "\n".join(["usage: python3 tools/dev COMMAND [ARGUMENTS]", "", *lines])
 
 
-COMMANDS = {"run": run, "test": test, "lint": lint}
+COMMANDS = {"run": run, "test": test, "lint": lint, "crash": crash}
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,96 @@
+"""Somebody who sends start, stop and restart all the time, and writes down what was acknowledged."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from random import Random
+
+import msgspec
+
+from tests.crash.world import World
+
+ANSWER_S = 15.0
+PAUSE_S = 0.005
+VERBS = ("start", "stop", "restart", "restart")
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """A command that reached the registry; `seq` is None where no answer came, so it may have happened or not."""
+
+    verb: str
+    service: str
+    seq: int | None
+    answered_s: float
+
+    def __str__(self) -> str:
+        return f"{self.verb} ({'unanswered' if self.seq is None else f'acknowledged: {self.seq}'})"
+
+
+class Commander(threading.Thread):
+    """Commands `services` until `stop()`; `sent` is what came of it, in order."""
+
+    def __init__(self, world: World, services: list[str], chance: Random, pause_s: float) -> None:
+        super().__init__()
+        self.sent: list[Sent] = []
+        self.acknowledged = threading.Event()
+        self._world = world
+        self._services = services
+        self._chance = chance
+        self._pause_s = pause_s
+        self._ended = threading.Event()
+        self._due = {name: max(1, len(world.executions(name))) for name in services}
+
+    def stop(self) -> None:
+        """Come to an end, and wait for that."""
+        self._ended.set()
+        self.join()
+
+    def run(self) -> None:
+        """One command after the other."""
+        while not self._ended.wait(self._chance.uniform(0, self._pause_s)):
+            service = self._chance.choice(self._services)
+            verb = self._chance.choice(VERBS)
+            if self._world.services[service] == "once":
+                # asked again before it ran, one execution would do for two commands
+                if len(self._world.executions(service)) < self._due[service]:
+                    continue
+                verb = "restart"
+            self._send(verb, service)
+
+    def _send(self, verb: str, service: str) -> None:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(ANSWER_S)
+            try:
+                client.connect(str(self._world.socket))
+            except OSError:
+                time.sleep(PAUSE_S)  # nobody is there just now
+                return
+            executed = len(self._world.executions(service))
+            seq = _seq_of_answer(client, verb, service)
+        if seq == 0:  # refused
+            return
+        self._due[service] = executed + (seq is not None)
+        self.sent.append(Sent(verb, service, seq, time.monotonic()))
+        if seq is not None:
+            self.acknowledged.set()
+
+
+def _seq_of_answer(client: socket.socket, verb: str, service: str) -> int | None:
+    """The number of the event that a command led to; 0 where it was refused, None where no answer came."""
+    try:
+        client.sendall(json.dumps({"action": verb, "service": service}).encode() + b"\n")
+        with client.makefile("rb") as answers:
+            line = answers.readline()
+    except ConnectionError:
+        line = b""
+    if not line.endswith(b"\n"):
+        return None
+    answer = json.loads(line)
+    if answer["ok"]:
+        return int(answer["data"][0]["seq"])
+    if answer["error"]["code"] == "outcome_unknown":
+        return None
+    return 0

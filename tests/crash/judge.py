@@ -1,0 +1,299 @@
+"""What has to hold after a round, judged from processes, files, definitions and what was acknowledged.
+
+The registry is not asked. A Violation says what is wrong, with the last rows of the service concerned.
+"""
+
+from __future__ import annotations
+
+import gzip
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from registry.journal.read import Selection, last_seq, open_for_reading, pages, verify
+from tests.crash.commander import Sent
+from tests.crash.world import HABITS, SETTLED_WITHIN_S, Key, Seen, World
+
+ROWS_SHOWN = 15
+UP, DOWN = frozenset({"up"}), frozenset({"down"})
+
+
+class Violation(AssertionError):
+    """A promise was broken."""
+
+
+class Before(msgspec.Struct):
+    """How things were when a round began: the main processes, and how often each service was executed."""
+
+    mains: dict[str, Key]
+    executions: dict[str, int]
+
+
+class Judge:
+    """Remembers from round to round what each service ought to be: `wanted` holds what is possible."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.wanted = dict.fromkeys(world.services, UP)
+        self._is_first = True
+
+    def look(self) -> Before:
+        """How things are now."""
+        mains = {seen.service: seen.key for seen in self._world.processes() if seen.is_main}
+        services = self._world.services
+        return Before(mains, {name: len(self._world.executions(name)) for name in services})
+
+    def after_round(
+        self, before: Before, sent: list[Sent], began_s: float, *, both_died: bool
+    ) -> float:
+        """Wait until everything is settled and judge it; how long that took from `began_s` on, in seconds."""
+        for each in sent:
+            outcome = DOWN if each.verb == "stop" else UP
+            self.wanted[each.service] = outcome | (
+                frozenset() if each.seq is not None else self.wanted[each.service]
+            )
+        executions = {name: len(self._world.executions(name)) for name in self._world.services}
+        began_s = max([began_s, *(each.answered_s for each in sent)])
+        self._await_settled(before, sent, executions, began_s, both_died=both_died)
+        settled_s = time.monotonic() - began_s
+        self._judge_doubled()
+        self._judge_journal(sent)
+        self._judge_logs(both_died=both_died)
+        self._is_first = False
+        return settled_s
+
+    # --- processes --------------------------------------------------------------------------------
+
+    def _await_settled(
+        self,
+        before: Before,
+        sent: list[Sent],
+        executions: dict[str, int],
+        began_s: float,
+        *,
+        both_died: bool,
+    ) -> None:
+        while True:
+            late = time.monotonic() - began_s > SETTLED_WITHIN_S
+            seen: dict[str, list[Seen]] = {name: [] for name in self._world.services}
+            for process in self._world.processes():
+                seen[process.service].append(process)
+            wrong = self._first_wrong(seen, before, sent, executions, both_died=both_died)
+            if wrong is None:
+                return
+            if late:
+                name, what = wrong
+                raise self.violation(name, f"{what}, after {SETTLED_WITHIN_S:.1f} s", seen[name])
+            if not self._world.is_up():
+                raise self.violation(None, "the last daemon died")
+            time.sleep(0.03)
+
+    def _first_wrong(
+        self,
+        seen: dict[str, list[Seen]],
+        before: Before,
+        sent: list[Sent],
+        executions: dict[str, int],
+        *,
+        both_died: bool,
+    ) -> tuple[str, str] | None:
+        for name, habit in self._world.services.items():
+            of_it = [each for each in sent if each.service == name]
+            count = len(self._world.executions(name))
+            if habit == "once":
+                executed = count - before.executions[name] - self._is_first
+                wrong = _wrong_once(seen[name], executed, of_it, both_died=both_died)
+            elif HABITS[habit].is_steady:
+                wrong = _wrong_steady(seen[name], self.wanted[name], habit) or _wrong_number(
+                    before, count, seen[name], of_it, name
+                )
+            else:
+                wrong = _wrong_restless(
+                    seen[name], self.wanted[name], runs_on=count > executions[name]
+                )
+            if wrong is not None:
+                return name, wrong
+        return None
+
+    def _judge_doubled(self) -> None:
+        for line in self._world.lines("doubled"):
+            raise self.violation(line.split("/")[1], f"two runs at once: {line}")
+
+    # --- the journal ------------------------------------------------------------------------------
+
+    def _judge_journal(self, sent: list[Sent]) -> None:
+        connection = open_for_reading(self._world.journal)
+        try:
+            verdict = verify(connection)
+            if verdict.trouble is not None:
+                raise self.violation(None, f"the journal does not verify: {verdict.trouble}")
+            question = "SELECT service FROM events WHERE seq = ?"
+            for each in sent:
+                if each.seq is None:
+                    continue
+                row = connection.execute(question, (each.seq,)).fetchone()
+                if row != (each.service,):
+                    raise self.violation(
+                        each.service, f"acknowledged, but not in the journal: {each}; found {row}"
+                    )
+            question = (
+                "SELECT service, run FROM events WHERE type = 'spawned'"
+                " GROUP BY service, run HAVING count(*) > 1"
+            )
+            for service, run in connection.execute(question):
+                raise self.violation(service, f"run {run} was spawned twice")
+        finally:
+            connection.close()
+
+    # --- numbered lines ---------------------------------------------------------------------------
+
+    def _judge_logs(self, *, both_died: bool) -> None:
+        for name, habit in self._world.services.items():
+            if habit in ("write", "talk"):
+                self._judge_log(name, both_died=both_died)
+
+    def _judge_log(self, name: str, *, both_died: bool) -> None:
+        running = {str(s.run) for s in self._world.processes() if s.service == name}
+        promised = {
+            path.suffix[1:]: int.from_bytes(path.read_bytes(), "little")
+            for path in (self._world.folder / "said").glob(f"{name}.*")
+        }
+        deadline = time.monotonic() + 3
+        while True:
+            logged: dict[str, int] = {}
+            trouble = _fold_lines(log_lines(self._world, name), logged)
+            # what is written is moved within a moment; the count is stored just after the line is
+            missing = [
+                run
+                for run, count in promised.items()
+                if not count <= logged.get(run, 0) and not (both_died and run not in running)
+            ]
+            if trouble is None and not missing:
+                break
+            if time.monotonic() > deadline:
+                lost = [
+                    f"run {run}: {promised[run]} lines written, {logged.get(run, 0)} logged"
+                    for run in missing
+                ]
+                raise self.violation(name, "lines: " + "; ".join(filter(None, [trouble, *lost])))
+            time.sleep(0.03)
+        # judged: neither the files of ended runs nor their lines are needed any more
+        for run in promised.keys() - running:
+            (self._world.folder / "said" / f"{name}.{run}").unlink(missing_ok=True)
+
+    # --- telling ----------------------------------------------------------------------------------
+
+    def violation(self, name: str | None, what: str, seen: list[Seen] | None = None) -> Violation:
+        """What is wrong, with what the journal and the registry's own log say."""
+        rows = "\n".join(self._rows(name)) if self._world.journal.exists() else "no journal"
+        wanted = f", wanted {'|'.join(sorted(self.wanted[name]))}" if name else ""
+        processes = "".join(f"\n  {each}" for each in seen or [])
+        return Violation(
+            f"{name or 'the registry'}{wanted}: {what}{processes}"
+            f"\n--- last rows\n{rows}\n--- its log\n{self._world.said()}"
+        )
+
+    def _rows(self, name: str | None) -> list[str]:
+        connection = open_for_reading(self._world.journal)
+        try:
+            since = 0 if name else last_seq(connection) - ROWS_SHOWN
+            selection = Selection(after=since, services=(name,) if name else ())
+            records = [record for page in pages(connection, selection) for record in page]
+        finally:
+            connection.close()
+        return [
+            f"{r.seq} {r.decision} {r.service} run {r.run} {r.event.TYPE} {r.event}"[:300]
+            for r in records[-ROWS_SHOWN:]
+        ]
+
+
+def _wrong_steady(seen: list[Seen], wanted: frozenset[str], habit: str) -> str | None:
+    """None where it is down, or runs as one whole run, as it is wanted."""
+    if not seen:
+        return None if "down" in wanted else "forgotten: it is wanted and has no process"
+    if "up" not in wanted:
+        return "it was stopped, and its processes are still there"
+    mains = [each for each in seen if each.is_main]
+    if len(mains) != 1 or len({each.run for each in seen}) != 1:
+        return f"{len(mains)} main processes"
+    if len(seen) != HABITS[habit].processes:
+        return f"{len(seen)} processes where there should be {HABITS[habit].processes}"
+    return None
+
+
+def _wrong_number(
+    before: Before, count: int, seen: list[Seen], sent: list[Sent], name: str
+) -> str | None:
+    """None where it is the same process as before, or another one because somebody asked for it."""
+    was = before.mains.get(name)
+    now = next((each.key for each in seen if each.is_main), None)
+    grown = count - before.executions[name]
+    ups = [each for each in sent if each.verb in ("start", "restart")]
+    most = len(ups) + (not before.executions[name])
+    if grown > most:
+        return f"executed {grown} times, and at most {most} times it was to"
+    if not sent and before.executions[name] and now != was:
+        return f"nobody commanded it, and its process was {was} and is {now}"
+    if was is not None and was == now and any(
+        each.seq is not None and each.verb in ("stop", "restart") for each in sent
+    ):
+        return f"its process is still {was} after {[str(each) for each in sent]}"
+    return None
+
+
+def _wrong_restless(seen: list[Seen], wanted: frozenset[str], *, runs_on: bool) -> str | None:
+    """None where it goes on to run, or is down, as it is wanted."""
+    if "up" in wanted and runs_on:
+        return None
+    if "down" in wanted and not seen:
+        return None
+    return "it was stopped, and goes on" if wanted == DOWN else "forgotten: it runs no more"
+
+
+def _wrong_once(
+    seen: list[Seen], executed: int, sent: list[Sent], *, both_died: bool
+) -> str | None:
+    """None where it was executed for each command; -1 is an autostart without its execution."""
+    least = sum(each.seq is not None for each in sent)
+    if executed > len(sent):
+        return f"executed {executed} times for {len(sent)} commands"
+    # without anybody left to tell that it never ran, a run that is gone counts as one that ran
+    if executed < least and not both_died:
+        return f"executed {executed} times, {least} times it was to"
+    return "it does not end" if seen else None
+
+
+def log_lines(world: World, name: str) -> Iterator[str]:
+    """All lines of a service's log, oldest first, rotated and compressed files included."""
+    folder = world.folder / "var" / "log"
+    numbered = [(_rotation(path, name), path) for path in folder.glob(f"{name}.log*")]
+    for _number, path in sorted(numbered, reverse=True):
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:  # renamed just now: the next look shows it
+            continue
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
+        yield from data.decode().splitlines(keepends=True)
+
+
+def _rotation(path: Path, name: str) -> int:
+    tail = path.name.removeprefix(f"{name}.log").removesuffix(".gz").lstrip(".")
+    return int(tail) if tail.isdigit() else 0
+
+
+def _fold_lines(lines: Iterator[str], logged: dict[str, int]) -> str | None:
+    """Take in numbered lines; what is wrong with their order, or None. The first run may have lost its head."""
+    for line in lines:
+        if not line.endswith("\n"):
+            return None  # the last line, being written
+        words = line.split()
+        if len(words) != 4:
+            return f"a broken line: {line!r}"
+        run, number = words[1].rpartition("/")[2], int(words[3])
+        if logged and number != logged.get(run, 0) + 1:
+            return f"run {run}: line {number} comes after line {logged.get(run, 0)}"
+        logged[run] = number
+    return None

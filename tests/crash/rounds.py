@@ -1,0 +1,195 @@
+"""Rounds of deaths: each kills the registry (or its keeper, or both) a few times and then judges what is left.
+
+All chance comes from one seed, so that a round's plan can be had again; when a random kill strikes within
+the registry's work is the machine's chance. Some rounds share a world, then a new one begins: so boots
+are died at, too, and nothing grows without bound.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from random import Random
+
+import msgspec
+
+from tests.crash.commander import Commander
+from tests.crash.judge import Judge, Violation
+from tests.crash.launcher import MOMENTS
+from tests.crash.world import HABITS, Habit, World
+
+ROUNDS_OF_A_WORLD = 25
+HIT_WITHIN_S = 2.5
+"""How long a named point is waited for; then the kill comes at that moment, which is a random one."""
+RARE = ("escalation", "leftovers", "connect", "declare", "autostart", "perform", "stop")
+NUMBER_MAX, NUMBER_OF_RARE_MAX = 25, 2
+AT_BOOT = ("connect", "declare", "autostart", "perform")
+"""Called once in a life."""
+
+
+class Victim(StrEnum):
+    """Who dies, in which order."""
+
+    DAEMON = "daemon"
+    KEEPER = "keeper"
+    KEEPER_THEN_DAEMON = "keeper, daemon"
+    DAEMON_THEN_KEEPER = "daemon, keeper"
+
+
+VICTIMS = (*[Victim.DAEMON] * 5, *Victim)
+
+
+class Death(msgspec.Struct, frozen=True):
+    """One death: at a named moment, or after `after_s` where `moment` is empty; `gap_s` between the two of a pair."""
+
+    moment: str
+    number: int
+    after_s: float
+    victim: Victim
+    gap_s: float
+
+    def __str__(self) -> str:
+        when = f"{self.moment}:{self.number}" if self.moment else f"after {self.after_s:.3f} s"
+        return f"{self.victim} {when}"
+
+
+class Tally(msgspec.Struct):
+    """What came of the rounds so far."""
+
+    rounds: int = 0
+    kills: Counter[str] = msgspec.field(default_factory=Counter)
+    commands: int = 0
+    worst_settled_s: float = 0.0
+
+    def __str__(self) -> str:
+        kills = ", ".join(f"{name} {count}" for name, count in sorted(self.kills.items()))
+        return (
+            f"{self.rounds} rounds, {sum(self.kills.values())} kills, {self.commands} commands,"
+            f" worst settle {self.worst_settled_s:.2f} s; {kills}"
+        )
+
+
+def run(
+    seed: int, rounds: int, new_folder: Callable[[], Path], told: Callable[[Tally], None]
+) -> Tally:
+    """Run that many rounds. Raises Violation with seed, round and plan; the world's folder is left then."""
+    tally = Tally()
+    moments = _moments(Random(f"{seed} moments"))
+    for first in range(0, rounds, ROUNDS_OF_A_WORLD):
+        world = World(new_folder())
+        judge = Judge(world)
+        try:
+            for number in range(first, min(rounds, first + ROUNDS_OF_A_WORLD)):
+                chance = Random(f"{seed} {number}")
+                _judged_round(world, judge, chance, moments, f"seed {seed}, round {number}", tally)
+                tally.rounds += 1
+                told(tally)
+            _end(world)
+        finally:
+            world.clean_up()
+    return tally
+
+
+def _moments(chance: Random) -> Iterator[str]:
+    """Every named moment in turn, over and over, each time in another order."""
+    while True:
+        yield from chance.sample(MOMENTS, len(MOMENTS))
+
+
+def _end(world: World) -> None:
+    """An orderly end leaves nothing."""
+    assert world.end() == 0, world.said()
+    left = world.processes()
+    assert not left, f"left by an orderly end: {left}"
+
+
+def _judged_round(
+    world: World, judge: Judge, chance: Random, moments: Iterator[str], title: str, tally: Tally
+) -> None:
+    deaths = _plan(chance, moments, is_up=world.daemon is not None)
+    try:
+        settled_s = _round(world, judge, chance, deaths, tally)
+    except AssertionError as error:
+        plan = "; ".join(map(str, deaths))
+        raise Violation(f"{title}\nplan: {plan}\n{error}\nfolder: {world.folder}") from error
+    tally.worst_settled_s = max(tally.worst_settled_s, settled_s)
+
+
+def _plan(chance: Random, moments: Iterator[str], *, is_up: bool) -> list[Death]:
+    """A registry that is up already dies at random first; then come named moments, then perhaps one more."""
+    deaths = [_random_death(chance)] if is_up else []
+    deaths += [_named_death(chance, next(moments)) for _ in range(2)]
+    if chance.random() < 0.3:
+        deaths.append(_random_death(chance))
+    return deaths
+
+
+def _random_death(chance: Random) -> Death:
+    gap_s = chance.choice((0, chance.uniform(0, 0.2)))
+    return Death("", 0, chance.uniform(0, 0.8), chance.choice(VICTIMS), gap_s)
+
+
+def _named_death(chance: Random, moment: str) -> Death:
+    name = moment.partition(" ")[2]
+    most = 1 if name in AT_BOOT else NUMBER_OF_RARE_MAX if name in RARE else NUMBER_MAX
+    victim = chance.choice((Victim.DAEMON, Victim.DAEMON, Victim.DAEMON_THEN_KEEPER))
+    return Death(moment, chance.randint(1, most), HIT_WITHIN_S, victim, 0)
+
+
+def _round(
+    world: World, judge: Judge, chance: Random, deaths: list[Death], tally: Tally
+) -> float:
+    before = judge.look()
+    commander = Commander(world, _commanded(chance), chance, chance.choice((0.01, 0.05)))
+    commander.start()
+    try:
+        for death in deaths:
+            if not world.is_up():
+                world.start(f"{death.moment}:{death.number}" if death.moment else "")
+            tally.kills[_die(world, death)] += 1
+        if not world.is_up():
+            world.start()
+        began_s = time.monotonic()
+        commander.acknowledged.clear()
+        commander.acknowledged.wait(chance.uniform(0.1, 1.0))
+    finally:
+        commander.stop()
+    tally.commands += len(commander.sent)
+    both_died = any(death.victim in _PAIRS for death in deaths)
+    return judge.after_round(before, commander.sent, began_s, both_died=both_died)
+
+
+_PAIRS = (Victim.KEEPER_THEN_DAEMON, Victim.DAEMON_THEN_KEEPER)
+
+
+def _commanded(chance: Random) -> list[str]:
+    """About a third of the services of each habit; a deaf one always, so that something has to be killed."""
+    chosen = []
+    for name, habit in HABITS.items():
+        services = [f"{name}-{n}" for n in range(habit.count)]
+        chosen += chance.sample(services, _third(chance, habit, name))
+    return chosen
+
+
+def _third(chance: Random, habit: Habit, name: str) -> int:
+    return max(name in ("deaf", "leave"), round(habit.count / 3 + chance.uniform(-0.4, 0.4)))
+
+
+def _die(world: World, death: Death) -> str:
+    """Bring a death about; what it counts as."""
+    deadline = time.monotonic() + death.after_s
+    while world.is_up() and time.monotonic() < deadline:
+        time.sleep(min(0.005, max(0.0, deadline - time.monotonic())))
+    was_hit = not world.is_up()
+    if death.victim in (Victim.KEEPER, Victim.KEEPER_THEN_DAEMON):
+        world.kill_keeper()
+        time.sleep(death.gap_s)
+    if death.victim is not Victim.KEEPER:
+        world.kill()
+    if death.victim is Victim.DAEMON_THEN_KEEPER:
+        time.sleep(death.gap_s)
+        world.kill_keeper()
+    return death.moment if was_hit else f"random ({death.victim})"

@@ -1,0 +1,235 @@
+"""A folder with dozens of services of all habits, the registry that runs on it, and what /proc shows of both.
+
+Nothing here asks the registry how it is: processes are found by CIRCLEOSD_RUN and CIRCLEOSD_SOCKET in
+their environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.crash.launcher import VARIABLE
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+DEADLINE_S = 10.0
+STOP_TIMEOUT_S = 0.4
+DELAY_MAX_S = 0.5
+SETTLED_WITHIN_S = STOP_TIMEOUT_S + DELAY_MAX_S * 1.1 + 5
+"""What issue 3 promises: stop timeout + delay_max (with its jitter) + 5 s."""
+
+Key = tuple[int, int]
+"""A process as nothing else is: pid and start time."""
+
+
+class Habit(NamedTuple):
+    """How many services have a habit, what else their definition says, and what may be asked of them.
+
+    `is_steady`: it never ends by itself. `processes` is how many a run has in the end.
+    """
+
+    count: int
+    keys: str = ""
+    is_steady: bool = True
+    processes: int = 1
+
+
+HABITS: dict[str, Habit] = {
+    "rest": Habit(4),
+    "write": Habit(4),
+    "talk": Habit(2, is_steady=False),
+    "flap": Habit(3, is_steady=False),
+    "slow": Habit(3),
+    "deaf": Habit(3),
+    "fork": Habit(3, processes=3),
+    "leave": Habit(2, is_steady=False),
+    "listen": Habit(
+        2, 'health_check = { target = "unix:at/{name}", interval = "300ms", failures = 20 }'
+    ),
+    "probed": Habit(
+        2, 'health_check = { target = "cmd:test -d ran", interval = "500ms", failures = 20 }'
+    ),
+    "once": Habit(3, 'restart = "Never"', is_steady=False),
+}
+PROGRAMS = {"probed": "rest"}
+SERVICES = {f"{name}-{n}": name for name, habit in HABITS.items() for n in range(habit.count)}
+
+
+class Seen(NamedTuple):
+    """One living process of a service, as /proc shows it."""
+
+    pid: int
+    start_time: int
+    session: int
+    comm: str
+    service: str
+    run: int
+
+    @property
+    def is_main(self) -> bool:
+        """Whether it is its run's main process, past the gate and no check's command."""
+        return self.session == self.pid and self.comm.startswith("python")
+
+    @property
+    def key(self) -> Key:
+        """What no other process has."""
+        return self.pid, self.start_time
+
+
+class World:
+    """A folder and its registry. `root` is the checkout whose code runs."""
+
+    def __init__(self, folder: Path, services: dict[str, str] = SERVICES) -> None:
+        self.folder = folder
+        self.services = services
+        self.socket = folder / "s"
+        self.journal = folder / "var" / "registry.db"
+        self.errors = folder / "stderr"
+        self.daemon: subprocess.Popen[bytes] | None = None
+        self.made = time.monotonic()
+        for name in ("etc", "lock", "ran", "said", "at", "var"):
+            (folder / name).mkdir(exist_ok=True)
+        (folder / "etc" / "services.toml").write_text(self._configuration())
+
+    def _configuration(self) -> str:
+        defaults = (
+            f'stop = "{STOP_TIMEOUT_S * 1000:.0f}ms"\n'
+            f'restart = {{ delay = "200ms", delay_max = "{DELAY_MAX_S * 1000:.0f}ms" }}\n'
+            'logs = { size_max = "20KB", files_max = 100 }\n'
+        )
+        head = f'[registry]\nsocket = "{self.socket}"\n[defaults]\n{defaults}'
+        return head + "".join(map(self._section, self.services.items()))
+
+    def _section(self, service: tuple[str, str]) -> str:
+        name, habit = service
+        program = [sys.executable, "-I", "-S", str(HERE / "habits.py")]
+        command = json.dumps([*program, PROGRAMS.get(habit, habit), str(self.folder)])
+        keys = HABITS[habit].keys.replace("{name}", name)
+        return f'\n[[service]]\nname = "{name}"\ncmd = {command}\n{keys}\n'
+
+    # --- the registry's lives ---------------------------------------------------------------------
+
+    def start(self, point: str = "") -> subprocess.Popen[bytes]:
+        """Start the registry, always by the same command; `point` is where it is to die."""
+        with self.errors.open("ab") as errors:
+            self.daemon = subprocess.Popen(
+                [sys.executable, str(HERE / "launcher.py"), "--config", "etc/services.toml"],
+                cwd=self.folder,
+                env={**os.environ, "PYTHONPATH": str(ROOT), VARIABLE: point},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+            )
+        return self.daemon
+
+    def is_up(self) -> bool:
+        """Whether the registry runs; one that ended by itself is an error."""
+        if self.daemon is None or (status := self.daemon.poll()) == -signal.SIGKILL:
+            return False
+        if status is not None:
+            raise AssertionError(f"the registry ended by itself, status {status}:\n{self.said()}")
+        return True
+
+    def kill(self) -> None:
+        """End the registry as a crash would."""
+        if self.daemon is not None:
+            self.daemon.kill()
+            self.daemon.wait(DEADLINE_S)
+
+    def end(self) -> int:
+        """End the registry orderly; its exit status."""
+        assert self.daemon is not None
+        self.daemon.terminate()
+        return self.daemon.wait(DEADLINE_S)
+
+    def kill_keeper(self) -> bool:
+        """End the keeper as a crash would; whether there was one."""
+        pids = self._keepers()
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return bool(pids)
+
+    def _keepers(self) -> list[int]:
+        wanted = os.fsencode(self.folder / "var" / "keeper.sock")
+        return [pid for pid in _pids() if wanted in _read(pid, "cmdline").split(b"\0")]
+
+    def said(self, lines: int = 15) -> str:
+        """The last lines of the registry's own log."""
+        text = self.errors.read_text(errors="replace") if self.errors.exists() else ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    # --- what is there ----------------------------------------------------------------------------
+
+    def processes(self) -> list[Seen]:
+        """Every living process that belongs to a service of this folder."""
+        return [seen for pid in _pids() if (seen := self._seen(pid)) is not None]
+
+    def _seen(self, pid: int) -> Seen | None:
+        variables = dict(
+            variable.partition(b"=")[::2] for variable in _read(pid, "environ").split(b"\0")
+        )
+        if variables.get(b"CIRCLEOSD_SOCKET") != os.fsencode(self.socket):
+            return None
+        text = _read(pid, "stat").decode(errors="replace")
+        if not text:
+            return None
+        comm = text[text.index("(") + 1 : text.rindex(")")]
+        state, _parent, _group, session, *rest = text[text.rindex(")") + 2 :].split()
+        if state in "ZX":
+            return None
+        _id, service, run, *_command = variables[b"CIRCLEOSD_RUN"].decode().split("/")
+        return Seen(pid, int(rest[15]), int(session), comm, service, int(run))
+
+    def lines(self, name: str) -> list[str]:
+        """The lines of a file that services wrote."""
+        path = self.folder / name
+        return path.read_text().splitlines() if path.exists() else []
+
+    def executions(self, service: str) -> list[str]:
+        """A line "MARK PID" for each time that a service was executed."""
+        return self.lines(f"ran/{service}")
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def clean_up(self) -> None:
+        """Leave nothing running."""
+        self.kill()
+        wait_for(lambda: not self._kill_left(), "nothing is left running")
+
+    def _kill_left(self) -> bool:
+        left = [seen.pid for seen in self.processes()] + self._keepers()
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return bool(left)
+
+
+def wait_for(is_so: Callable[[], Any], what: str, timeout_s: float = DEADLINE_S) -> Any:
+    """Wait until a condition of the outside world holds; its value."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := is_so()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:g} s: {what}")
+        time.sleep(0.01)
+    return value
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
