@@ -41,7 +41,8 @@ from registry.host.machine import Machine, phase
 from registry.host.launch import Launch, LaunchError
 from registry.host.process import Runner
 from registry.host.systemd import Systemd
-from registry.journal import Journal, JournalError
+from registry.journal import Journal, JournalDamaged, JournalError
+from registry.journal.salvage import salvage
 from registry.journal.schema import SCHEMA_VERSION
 from registry.keeper.client import Keeper, Kept
 from registry.questions.narration import narrate
@@ -92,6 +93,8 @@ class Daemon:
         keep = self._config.registry.on_sigterm is OnSigterm.KEEP
         loop.add_signal_handler(signal.SIGTERM, self._end, End("SIGTERM", keep_services=keep))
         loop.add_signal_handler(signal.SIGINT, self._end, End("SIGINT"))
+        # a terminal that closes is no reason to leave services unsupervised
+        loop.add_signal_handler(signal.SIGHUP, _log.info, "SIGHUP: nothing to do")
         async with AsyncExitStack() as stack:
             await self._build(stack)
             async with asyncio.TaskGroup() as tasks:
@@ -180,12 +183,8 @@ class Daemon:
 
     async def _build(self, stack: AsyncExitStack) -> None:
         config = self._config
-        journal = await Journal.open(
-            Path(config.journal.path), durability=config.journal.durability
-        )
+        journal, projection = await self._open_journal()
         stack.push_async_callback(journal.close)
-        projection = Projection()
-        await journal.fold_into(projection.fold)
         self._told = projection.seq
         capabilities = detect(os.environ)
         if capabilities.subreaper:
@@ -240,6 +239,32 @@ class Daemon:
         await self._recover(machine, await keeper.connect(), journal_id)
         self._runner.listen()
         await server.start()
+
+    async def _open_journal(self) -> tuple[Journal, Projection]:
+        """The journal and its fold. A damaged one is set aside, and what could be read of it is kept."""
+        path = Path(self._config.journal.path)
+        try:
+            return await self._read_journal(path)
+        except JournalDamaged as error:
+            saved = await asyncio.to_thread(salvage, path)
+            _log.error("%s", error)
+            _log.error(
+                "The damaged journal is now %s; events 1 to %d of it are kept in %s",
+                saved.aside,
+                saved.seq,
+                path,
+            )
+            return await self._read_journal(path)
+
+    async def _read_journal(self, path: Path) -> tuple[Journal, Projection]:
+        journal = await Journal.open(path, durability=self._config.journal.durability)
+        projection = Projection()
+        try:
+            await journal.fold_into(projection.fold)
+        except BaseException:
+            await journal.close()
+            raise
+        return journal, projection
 
     def _grew(self, service: str) -> None:
         self._growth.grew(service)

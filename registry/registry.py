@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, Protocol
@@ -31,6 +31,8 @@ BATCH_MAX = 64
 RECENT_MAX = 4096
 """Committed records kept in memory, so that those who follow need not read the file."""
 RETRY_S = 1.0
+HELD_MAX = 20_000
+"""Records held while the journal cannot be written; beyond, those of a service become one."""
 
 _log = logging.getLogger(__name__)
 
@@ -137,6 +139,7 @@ class Registry:
         self._finished = False
         self._tasks: asyncio.TaskGroup | None = None
         self._held: list[ev.Record] = []
+        self._in_flight = 0
         self._retrying: asyncio.Task[None] | None = None
         self._commit_seen: asyncio.Future[None] | None = None
         self._timers: dict[str, tuple[Timer, TimerHandle]] = {}
@@ -240,7 +243,7 @@ class Registry:
     async def _keep(self, records: list[ev.Record]) -> None:
         """Commit; while the journal cannot be written, hold: in order, and with the same numbers."""
         self._held += records
-        if self.degraded_since_ns is None:
+        if self.degraded_since_ns is None or self._tasks is None:
             try:
                 await self._journal.append(self._held)
                 self._held = []
@@ -250,6 +253,8 @@ class Registry:
                 self._degrade(error, self._tasks)
         self.committed.fold(records)
         self.recent.extend(records)
+        if len(self._held) - self._in_flight > HELD_MAX:
+            self._collapse()
         if self._commit_seen is not None:
             self._commit_seen.set_result(None)
             self._commit_seen = None
@@ -267,14 +272,46 @@ class Registry:
         while self._held:
             await asyncio.sleep(RETRY_S)
             batch = list(self._held)
+            self._in_flight = len(batch)
             try:
                 await self._journal.append(batch)
             except Exception as error:
                 self.trouble = str(error)
             else:
                 del self._held[: len(batch)]
+            self._in_flight = 0
         _log.warning("The journal can be written again, nothing is missing from it")
         self.degraded_since_ns = self._retrying = None
+
+    def _collapse(self) -> None:
+        """At the bound: what is held of each service becomes one event with its whole state.
+
+        Their numbers are given anew: nobody could have read them from the journal.
+        """
+        held = self._held[self._in_flight :]
+        live = self._live.services
+        counts = Counter(record.service for record in held if record.service in live)
+        now, first = self._clock.now(), held[0].seq
+        records = [
+            ev.Record(
+                seq,
+                now.at_ns,
+                now.mono_ns,
+                seq,
+                name,
+                live[name].run or None,
+                None,
+                None,
+                ev.Resynced(events=count, state=msgspec.to_builtins(live[name])),
+            )
+            for seq, (name, count) in enumerate(counts.items(), first)
+            if name is not None
+        ]
+        self._held[self._in_flight :] = records
+        self._live.fold(records)
+        self.committed.fold(records)
+        self.recent.clear()
+        _log.warning("%d events that cannot be written became %d", len(held), len(records))
 
     def _decide(self, item: _Item) -> list[ev.Record]:
         """One decision: what the input leads to, and the process that it asks for, behind its gate."""

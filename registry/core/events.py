@@ -6,7 +6,7 @@ Fields are only ever added, with a default; a type once written keeps its meanin
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -146,6 +146,14 @@ class BecameHealthy(Event, frozen=True):
     successes: int
 
 
+class Resynced(Event, frozen=True):
+    """The whole state of a service, in place of events that were too many to hold while none could be written."""
+
+    TYPE = "resynced"
+    events: int
+    state: dict[str, Any]
+
+
 class Streak(msgspec.Struct, frozen=True, omit_defaults=True):
     """Equal results of one check in a row."""
 
@@ -255,6 +263,7 @@ TYPES: dict[str, type[Event]] = {
         BecameUnhealthy,
         BecameHealthy,
         ProbeChanged,
+        Resynced,
         Exited,
         Lost,
         GroupEmptied,

@@ -254,6 +254,15 @@ def _restart_scheduled(service: Service, event: Any, record: ev.Record) -> None:
         service.restart_times_ns = (*kept, record.mono_ns)
 
 
+def _resynced(service: Service, event: Any, record: ev.Record) -> None:
+    state = msgspec.convert(event.state, Service)
+    for field in Service.__struct_fields__:
+        setattr(service, field, getattr(state, field))
+    service.cause = record.seq  # the events that it was made of have no number
+    for check in service.checks.values():
+        check.seq = None
+
+
 def _registry_started(service: Service, event: Any, _record: ev.Record) -> None:
     if event.fresh:
         service.wanted, service.autostart_due = False, True
@@ -277,5 +286,6 @@ _FOLDS: dict[type[ev.Event], Callable[[Service, Any, ev.Record], None]] = {
     ev.Lost: _lost,
     ev.RestartScheduled: _restart_scheduled,
     ev.Adopted: _adopted,
+    ev.Resynced: _resynced,
     ev.RegistryStarted: _registry_started,
 }

@@ -164,7 +164,7 @@ class Machine:
             pidfd=pidfd,
             opened=True,
         )
-        self._runner.adopt(process)
+        self._runner.adopt(process, service.definition.logs)
         found = RunFound(run=run, pid=stat.pid, start_time=stat.start_time)
         return [found, GateOpened(run=run)]
 
@@ -187,7 +187,7 @@ class Machine:
         if stat is not None:
             process.start_time = stat.start_time
             process.is_child = stat.parent == os.getpid()
-        self._runner.adopt(process)
+        self._runner.adopt(process, service.definition.logs)
         found: list[Observation] = [ProcessFound(run=process.run, pid=pid)]
         return [*found, GateOpened(run=process.run)] if process.opened else found
 

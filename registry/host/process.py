@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
+import re
 import resource
 import signal
 import sys
@@ -33,6 +35,9 @@ RECHECK_S = 0.05
 """How often is looked at what nobody tells us about: where a pidfd cannot be had, or says too little."""
 REAP_MAX = 256
 """How many ended children are taken at once; then others have their turn."""
+
+
+_log = logging.getLogger(__name__)
 
 
 class OutputKeeper(Protocol):
@@ -170,13 +175,39 @@ class Runner:
         process.opened = gate.open_gate(held)
         return process.opened
 
-    def adopt(self, process: Process) -> None:
+    def adopt(self, process: Process, logs: Logs | None) -> None:
         """Watch a process that an earlier daemon spawned."""
         self._add(process)
+        if process.run not in self._kept.get(process.service, ()):
+            self._keep_anew(process, logs)
         if process.pidfd is not None and not process.is_child:
             asyncio.get_running_loop().add_reader(process.pidfd, self._stranger_ended, process)
         if process.pidfd is None or not process.opened:
             self._recheck_later(process)
+
+    def _keep_anew(self, process: Process, logs: Logs | None) -> None:
+        """No keeper lived on either: what the run wrote since waits in its FIFO, which it holds open itself."""
+        assert process.pid is not None
+        output = self._reopen_output(process.pid) if logs is not None else None
+        try:
+            self._hand_to_keeper(process, output, logs)
+        except OSError as error:
+            _log.warning(
+                "%s: its output cannot be taken up again: %s", process.service, error.strerror
+            )
+        finally:
+            if output is not None:
+                os.close(output)
+
+    def _reopen_output(self, pid: int) -> int | None:
+        """The reading end of the FIFO that we once made for a run, by its descriptors; None where it left it."""
+        ours = re.compile(rf"{re.escape(str(self._folder.absolute()))}/output\.\d+ \(deleted\)")
+        for number in (1, 2):
+            path = f"/proc/{pid}/fd/{number}"
+            with contextlib.suppress(OSError):
+                if ours.fullmatch(os.readlink(path)):
+                    return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        return None
 
     def adopt_leftovers(self, process: Process) -> bool:
         """Take up what is left of a run whose main process is gone; True when nothing is."""

@@ -16,7 +16,7 @@ import aiosqlite
 import msgspec
 
 from registry.core.events import Record
-from registry.journal.errors import JournalError
+from registry.journal.errors import JournalDamaged, JournalError
 from registry.journal.read import refuse_stranger
 from registry.journal.rows import NO_HASH, to_record, to_rows
 from registry.journal.schema import APPEND, CREATE, SELECT
@@ -40,7 +40,7 @@ class Journal:
 
     @classmethod
     async def open(cls, path: Path, *, durability: str = "full") -> Journal:
-        """Open or create the journal at `path`. Raises JournalError in one sentence."""
+        """Open or create the journal at `path`. Raises JournalError, JournalDamaged: one sentence."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -51,9 +51,8 @@ class Journal:
         # connections are threads: one that is left open would keep the process from ending
         async with AsyncExitStack() as opened:
             try:
-                sqlite3.connect(
-                    path
-                ).close()  # what cannot be opened is told before there is a thread
+                # what cannot be opened is told before there is a thread
+                sqlite3.connect(path).close()
                 writer = await aiosqlite.connect(path, isolation_level=None)
                 opened.push_async_callback(writer.close)
                 await _prepare(writer, path, durability)
@@ -63,7 +62,7 @@ class Journal:
                 journal = cls(path, writer, reader)
                 await journal._find_head()
             except sqlite3.Error as error:
-                raise JournalError(
+                raise _complaint(error)(
                     f"cannot open the journal {path}: {error};"
                     " check the file and its folder, or name another in [journal] path"
                 ) from None
@@ -81,7 +80,7 @@ class Journal:
             try:
                 fold(records)
             except KeyError as error:
-                raise JournalError(
+                raise JournalDamaged(
                     f"the journal {self.path} tells of service {error} after event {since}, which it never"
                     " declared; tools/replay --verify shows how far it can be trusted"
                 ) from None
@@ -125,14 +124,14 @@ class Journal:
         try:
             records = [to_record(tuple(row)) for row in rows]
         except JournalError as error:
-            raise JournalError(f"the journal {self.path}: {error}") from None
+            raise error.__class__(f"the journal {self.path}: {error}") from None
         return records[::-1] if newest else records
 
     async def _ask(self, question: str, values: tuple[object, ...]) -> Iterable[sqlite3.Row]:
         try:
             return await self._reader.execute_fetchall(question, values)
         except sqlite3.Error as error:
-            raise JournalError(
+            raise _complaint(error)(
                 f"cannot read the journal {self.path}: {error};"
                 " tools/replay --verify shows how far it can be trusted"
             ) from None
@@ -145,6 +144,13 @@ class Journal:
             with suppress(sqlite3.Error):
                 await self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             await self._writer.close()
+
+
+def _complaint(error: sqlite3.Error) -> type[JournalError]:
+    """Damage where SQLite says so, or where our own file lacks what we put there."""
+    damage = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR)
+    code = getattr(error, "sqlite_errorcode", None)
+    return JournalDamaged if code is not None and code & 0xFF in damage else JournalError
 
 
 async def _prepare(writer: aiosqlite.Connection, path: Path, durability: str) -> None:

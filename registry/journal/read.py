@@ -295,7 +295,7 @@ def verify(connection: Connection, head: str | None = None) -> Verdict:
     seq, previous, head_seq = 0, NO_HASH, None
     try:
         for row in chain.from_iterable(row_pages(connection, Selection(after=_INTEGER_MIN))):
-            trouble = _trouble(row, seq, previous)
+            trouble = trouble_of(row, seq, previous)
             if trouble is not None:
                 return Verdict(seq, previous, trouble, head_seq)
             seq, previous = row[0], row[-1]
@@ -312,7 +312,8 @@ def _damage(connection: Connection) -> str | None:
     return None if finding == "ok" else f"beside the events SQLite finds damage: {finding}"
 
 
-def _trouble(row: Row, seq: int, previous: str) -> str | None:
+def trouble_of(row: Row, seq: int, previous: str) -> str | None:
+    """What is wrong with a row that ought to follow event `seq` with the hash `previous`; None if nothing."""
     if row[0] < 1:
         return f"a row has the number {row[0]}, and numbers begin with 1"
     if row[0] != seq + 1:

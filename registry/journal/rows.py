@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from registry.core.events import TYPES, Actor, Event, Record
-from registry.journal.errors import JournalError
+from registry.journal.errors import JournalDamaged, JournalError
 
 Row = tuple[Any, ...]
 
@@ -86,5 +86,5 @@ def to_record(row: Row) -> Record:
             " read this journal with the version that wrote it"
         ) from None
     except msgspec.MsgspecError as error:
-        raise JournalError(f"event {seq} ({kind}) cannot be read: {error}") from None
+        raise JournalDamaged(f"event {seq} ({kind}) cannot be read: {error}") from None
     return Record(seq, at_ns, mono_ns, decision, service, run, cause, who, event)

@@ -398,7 +398,9 @@ class Keeper:
     def _end_output(self, key: Key, dropped: int) -> None:
         held = self._held.get(key)
         if held is None or held.has_ended:
-            if key not in self._unheard:  # it was heard, but a keeper that was lost has not heard so
+            if (
+                key not in self._unheard
+            ):  # it was heard, but a keeper that was lost has not heard so
                 self._post({"type": "heard", "service": key[0], "run": key[1]})
             return
         close_all(_present(held.output))

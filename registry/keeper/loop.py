@@ -42,6 +42,10 @@ LOCK_RETRY_S = 0.05
 """Between two looks at a log file that a dying keeper still holds; LogFile bounds their number."""
 
 
+HEAR_OUT_MAX = 16
+"""How often is read what a client that is to be left has still said."""
+
+
 class Entry:
     """What is kept of one run. `is_unheard`: its output has ended and no daemon has taken note yet."""
 
@@ -148,6 +152,8 @@ class Loop:
 
     def _serve(self, client: Channel) -> None:
         if self._client is not None:
+            self._hear_out(self._client)
+        if self._client is not None:
             self._dismiss(self._client)
         self._client = client
         self._has_left = False
@@ -180,6 +186,11 @@ class Loop:
             return
         for message, fds in messages:
             self._obey(message, fds)
+
+    def _hear_out(self, client: Channel) -> None:
+        """What it said last counts, though it takes nothing any more."""
+        for _ in range(HEAR_OUT_MAX):
+            self._hear(client)
 
     def _obey(self, message: Message, fds: list[int]) -> None:
         key = key_of(message)
@@ -218,6 +229,7 @@ class Loop:
             is_sent = self._send_outbox(client) and self._send_grown(client) and client.flush()
         except OSError as error:
             self._say(f"client gone: {error}")
+            self._hear_out(client)
             self._lose_client()
             return
         wanted = selectors.EVENT_READ if is_sent else selectors.EVENT_READ | selectors.EVENT_WRITE
@@ -390,7 +402,6 @@ class Loop:
             log.close()
             del self._logs[log.path]
             self._troubles.pop(log.path, None)
-
 
     # Compression
 

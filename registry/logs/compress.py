@@ -26,7 +26,9 @@ _HEAD = b"\x1f\x8b\x08\x04"  # gzip, deflate, an extra field follows
 _EXTRA_SIZE, _INODE_SIZE = 12, 8
 _UNIX = 3
 _PIPE = 3
-_PROGRAM = "import sys; sys.path.append(sys.argv[1]); from registry.logs.compress import main; main()"
+_PROGRAM = (
+    "import sys; sys.path.append(sys.argv[1]); from registry.logs.compress import main; main()"
+)
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 

@@ -242,9 +242,9 @@ class LogFile:
         for number in sorted(files, reverse=True):
             here, beyond = index_path(self.path, number), index_path(self.path, number + 1)
             inode = owner(here)
-            if number + 1 in files and inode is not None and _inode(files[number]) != inode:
-                if _inode(files[number + 1]) == inode:
-                    os.rename(here, beyond)
+            strays = inode is not None and _inode(files[number]) != inode
+            if strays and number + 1 in files and _inode(files[number + 1]) == inode:
+                os.rename(here, beyond)
 
     def _lock(self, fd: int) -> None:
         found = os.fstat(fd)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from typing import NamedTuple
 
 MAGIC = b"CircleLogIndex1\n"
 RESOLUTION_NS = 10_000_000
@@ -25,25 +24,12 @@ RESOLUTION_NS = 10_000_000
 FREE = 1 << 16
 """Bytes that an index may have however small its file is; beyond, an eighth of the file's size."""
 
-SIZE_MAX = 1 << 24
-"""Bytes that are read of an index at most."""
-
 _HEADER = struct.Struct("<16sQQ")
-_RECORD = struct.Struct("<QqqQ")
-_SIZE = _RECORD.size
+RECORD = struct.Struct("<QqqQ")
+SIZE = RECORD.size
 
-
-class Span(NamedTuple):
-    """The bytes from `start` to `end` of a file: when they were written, and by which run.
-
-    Without an index `run` is None, and so is `first_ns` where no older file says when this one began.
-    """
-
-    start: int
-    end: int
-    first_ns: int | None
-    last_ns: int
-    run: int | None
+Record = tuple[int, int, int, int]
+"""offset, first_ns, last_ns, run."""
 
 
 def index_path(path: str, number: int = 0) -> str:
@@ -59,7 +45,7 @@ class Index:
         self._inode = 0
         self._fd = -1
         self._end = 0
-        self._last: Span | None = None
+        self._last: Record | None = None
 
     def open(self, inode: int, size: int) -> None:
         """Go on with the index of the file with this inode and size, or begin one."""
@@ -96,14 +82,15 @@ class Index:
         found = os.fstat(self._fd)
         if not stat.S_ISREG(found.st_mode):
             raise OSError("not a regular file")
-        header = os.pread(self._fd, _SIZE, 0)
-        if len(header) < _SIZE or _owner(header) != self._inode:
+        header = os.pread(self._fd, SIZE, 0)
+        if len(header) < SIZE or owner_of(header) != self._inode:
             self._begin()
             return
-        self._end = found.st_size - found.st_size % _SIZE
-        latest = _records(os.pread(self._fd, _SIZE, self._end - _SIZE)) if self._end > _SIZE else []
-        if latest and latest[0].start > size:
-            self._begin()
+        self._end = found.st_size - found.st_size % SIZE
+        if self._end > SIZE:
+            offset, *_ = RECORD.unpack(os.pread(self._fd, SIZE, self._end - SIZE))
+            if offset > size:
+                self._begin()
 
     def _begin(self) -> None:
         os.ftruncate(self._fd, 0)
@@ -111,28 +98,26 @@ class Index:
         self._last = None
 
     def _note(self, offset: int, run: int, now_ns: int) -> None:
-        last = self._last
-        if last is not None and offset < last.start:  # somebody truncated the log
+        if self._last is not None and offset < self._last[0]:  # somebody truncated the log
             self._begin()
-            last = None
-        if last is None or last.run != run:
-            self._append(Span(offset, offset, now_ns, now_ns, run))
-        elif 0 <= now_ns - last.last_ns < RESOLUTION_NS:
+        fresh = (offset, now_ns, now_ns, run)
+        if self._last is None or self._last[3] != run:
+            self._append(fresh)
             return
-        elif self._end <= FREE + offset // 8:
-            self._append(Span(offset, offset, now_ns, now_ns, run))
+        start, first_ns, last_ns, _ = self._last
+        if 0 <= now_ns - last_ns < RESOLUTION_NS:
+            return
+        if self._end <= FREE + offset // 8:
+            self._append(fresh)
         else:
-            assert last.first_ns is not None
-            first_ns, last_ns = min(last.first_ns, now_ns), max(last.last_ns, now_ns)
-            self._end -= _SIZE
-            self._append(last._replace(first_ns=first_ns, last_ns=last_ns))
+            self._end -= SIZE
+            self._append((start, min(first_ns, now_ns), max(last_ns, now_ns), run))
 
-    def _append(self, span: Span) -> None:
-        record = _RECORD.pack(span.start, span.first_ns, span.last_ns, span.run)
-        if os.pwrite(self._fd, record, self._end) != _SIZE:
+    def _append(self, record: Record) -> None:
+        if os.pwrite(self._fd, RECORD.pack(*record), self._end) != SIZE:
             raise OSError("written in part")
-        self._end += _SIZE
-        self._last = span
+        self._end += SIZE
+        self._last = record
 
     def _give_up(self) -> None:
         """Rather none than one that lacks a run: what follows would be taken for the run before it."""
@@ -149,51 +134,19 @@ class Index:
 
 def owner(path: str) -> int | None:
     """The inode of the log file that the index at `path` belongs to; None where it is no index."""
-    return _owner(_read(path, _SIZE))
+    return owner_of(read(path, SIZE))
 
 
-def _owner(data: bytes) -> int | None:
-    if len(data) < _SIZE:
+def owner_of(data: bytes) -> int | None:
+    """The same, from the beginning of an index."""
+    if len(data) < SIZE:
         return None
     magic, inode, _ = _HEADER.unpack_from(data)
     return int(inode) if magic == MAGIC else None
 
 
-def spans(path: str, number: int, inode: int, size: int) -> list[Span]:
-    """What is known of the first `size` bytes of a file; beginning with the first that is known.
-
-    A rotation may be under way, or have been killed: then its index lies beside a neighbour.
-    """
-    for candidate in (number, number + 1, number - 1):
-        if candidate < 0:
-            continue
-        data = _read(index_path(path, candidate), SIZE_MAX)
-        if _owner(data) == inode:
-            return _joined(_records(data[_SIZE:]), size)
-    return []
-
-
-def _records(data: bytes) -> list[Span]:
-    whole = memoryview(data)[: len(data) - len(data) % _SIZE]
-    return [
-        Span(offset, offset, first_ns, last_ns, run)
-        for offset, first_ns, last_ns, run in _RECORD.iter_unpack(whole)
-    ]
-
-
-def _joined(records: list[Span], size: int) -> list[Span]:
-    """The records as far as they make sense, each up to the beginning of the next."""
-    sound: list[Span] = []
-    for record in records:
-        backwards = bool(sound) and record.start < sound[-1].start
-        if backwards or record.start > size or record.last_ns < (record.first_ns or 0):
-            break
-        sound.append(record)
-    ends = [*(record.start for record in sound[1:]), size]
-    return [record._replace(end=end) for record, end in zip(sound, ends, strict=False)]
-
-
-def _read(path: str, most: int) -> bytes:
+def read(path: str, most: int) -> bytes:
+    """The first `most` bytes of the index at `path`; none where it cannot be read."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

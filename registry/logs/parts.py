@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from registry.logs import compress, index
-from registry.logs.index import Span
+from registry.logs import compress
 from registry.logs.names import GZ, rotated
+from registry.logs.spans import Span, spans
 
 BLOCK = 1 << 16
 _TRIES = 5
@@ -55,6 +55,11 @@ class Part:
             yield os.pread(self._fd, end - start, start)
             end = start
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is not compressed."""
+        return self._unpacker is None
+
     def present_stat(self) -> os.stat_result:
         """What the file is like now."""
         return os.fstat(self._fd)
@@ -75,9 +80,7 @@ class Part:
     def spans(self, before: Part | None) -> list[Span]:
         """When and by whom its bytes were written; where no index says so, as far as file times tell."""
         inode = self.inode
-        found = (
-            index.spans(self._path, self.number, inode, self.size) if inode is not None else []
-        )
+        found = spans(self._path, self.number, inode, self.size) if inode is not None else []
         known_from = found[0].start if found else self.size
         if known_from == 0:
             return found

@@ -48,6 +48,10 @@ def _by(actor: Actor | None) -> str:
 _Data = dict[str, Any]
 
 
+def _resynced(_event: EventRecord, data: _Data) -> str:
+    return f"its state after {data['events']} events that could not be written"
+
+
 def _journal_created(_event: EventRecord, data: _Data) -> str:
     return f"journal {data['journal_id']} created"
 
@@ -161,6 +165,7 @@ def _signal(number: int) -> str:
 
 
 _WORDS: dict[str, Callable[[EventRecord, _Data], str]] = {
+    "resynced": _resynced,
     "journal_created": _journal_created,
     "registry_started": _registry_started,
     "start_requested": _requested,

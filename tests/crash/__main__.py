@@ -10,7 +10,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from tests.crash.rounds import Tally, Violation, run  # noqa: E402 - found only by the line before
+from tests.crash.judge import Violation  # noqa: E402 - found only by the line before
+from tests.crash.rounds import Tally, run  # noqa: E402
 
 TOLD_EVERY = 10
 

@@ -6,9 +6,9 @@ The registry is not asked. A Violation says what is wrong, with the last rows of
 from __future__ import annotations
 
 import gzip
+import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 
@@ -106,11 +106,11 @@ class Judge:
                 executed = count - before.executions[name] - self._is_first
                 wrong = _wrong_once(seen[name], executed, of_it, both_died=both_died)
             elif HABITS[habit].is_steady:
-                wrong = _wrong_steady(seen[name], self.wanted[name], habit) or _wrong_number(
+                wrong = wrong_steady(seen[name], self.wanted[name], habit) or _wrong_number(
                     before, count, seen[name], of_it, name
                 )
             else:
-                wrong = _wrong_restless(
+                wrong = wrong_restless(
                     seen[name], self.wanted[name], runs_on=count > executions[name]
                 )
             if wrong is not None:
@@ -209,7 +209,7 @@ class Judge:
         ]
 
 
-def _wrong_steady(seen: list[Seen], wanted: frozenset[str], habit: str) -> str | None:
+def wrong_steady(seen: list[Seen], wanted: frozenset[str], habit: str) -> str | None:
     """None where it is down, or runs as one whole run, as it is wanted."""
     if not seen:
         return None if "down" in wanted else "forgotten: it is wanted and has no process"
@@ -236,14 +236,16 @@ def _wrong_number(
         return f"executed {grown} times, and at most {most} times it was to"
     if not sent and before.executions[name] and now != was:
         return f"nobody commanded it, and its process was {was} and is {now}"
-    if was is not None and was == now and any(
-        each.seq is not None and each.verb in ("stop", "restart") for each in sent
+    if (
+        was is not None
+        and was == now
+        and any(each.seq is not None and each.verb in ("stop", "restart") for each in sent)
     ):
         return f"its process is still {was} after {[str(each) for each in sent]}"
     return None
 
 
-def _wrong_restless(seen: list[Seen], wanted: frozenset[str], *, runs_on: bool) -> str | None:
+def wrong_restless(seen: list[Seen], wanted: frozenset[str], *, runs_on: bool) -> str | None:
     """None where it goes on to run, or is down, as it is wanted."""
     if "up" in wanted and runs_on:
         return None
@@ -266,10 +268,16 @@ def _wrong_once(
 
 
 def log_lines(world: World, name: str) -> Iterator[str]:
-    """All lines of a service's log, oldest first, rotated and compressed files included."""
-    folder = world.folder / "var" / "log"
-    numbered = [(_rotation(path, name), path) for path in folder.glob(f"{name}.log*")]
-    for _number, path in sorted(numbered, reverse=True):
+    """All lines of a service's log, oldest first, rotated and compressed files included.
+
+    A number with a plain and a compressed file is that of one whose compression was killed at its end.
+    """
+    named = re.compile(rf"{re.escape(name)}\.log(?:\.(\d+)(?:\.gz)?)?")
+    found = {}
+    for path in sorted((world.folder / "var" / "log").iterdir()):
+        if match := named.fullmatch(path.name):
+            found[int(match[1] or 0)] = path
+    for _number, path in sorted(found.items(), reverse=True):
         try:
             data = path.read_bytes()
         except FileNotFoundError:  # renamed just now: the next look shows it
@@ -277,11 +285,6 @@ def log_lines(world: World, name: str) -> Iterator[str]:
         if path.suffix == ".gz":
             data = gzip.decompress(data)
         yield from data.decode().splitlines(keepends=True)
-
-
-def _rotation(path: Path, name: str) -> int:
-    tail = path.name.removeprefix(f"{name}.log").removesuffix(".gz").lstrip(".")
-    return int(tail) if tail.isdigit() else 0
 
 
 def _fold_lines(lines: Iterator[str], logged: dict[str, int]) -> str | None:

@@ -37,7 +37,7 @@ class Habit(NamedTuple):
     `is_steady`: it never ends by itself. `processes` is how many a run has in the end.
     """
 
-    count: int
+    number: int
     keys: str = ""
     is_steady: bool = True
     processes: int = 1
@@ -61,7 +61,7 @@ HABITS: dict[str, Habit] = {
     "once": Habit(3, 'restart = "Never"', is_steady=False),
 }
 PROGRAMS = {"probed": "rest"}
-SERVICES = {f"{name}-{n}": name for name, habit in HABITS.items() for n in range(habit.count)}
+SERVICES = {f"{name}-{n}": name for name, habit in HABITS.items() for n in range(habit.number)}
 
 
 class Seen(NamedTuple):

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from registry.keeper import client
-from registry.keeper.client import Keeper
+from registry.keeper.client import Keeper, OutputEnded
 
 PROGRAM = str(Path(client.__file__).with_name("__main__.py"))
 
@@ -45,7 +45,8 @@ class Output:
 class Side(Keeper):
     """A daemon's side that notes what it hears."""
 
-    def __init__(self, socket_path: Path, **named: Any) -> None:
+    def __init__(self, socket_path: Path, *, hears: bool = True, **named: Any) -> None:
+        self.hears = hears
         self.grown: asyncio.Queue[str] = asyncio.Queue()
         self.ended: asyncio.Queue[tuple[str, int, int]] = asyncio.Queue()
         self.said: asyncio.Queue[str] = asyncio.Queue()
@@ -53,10 +54,15 @@ class Side(Keeper):
         super().__init__(
             socket_path,
             on_grew=self.grown.put_nowait,
-            on_output_ended=lambda *what: self.ended.put_nowait(what),
+            on_output_ended=self._note_end,
             log=self.said.put_nowait,
             **named,
         )
+
+    def _note_end(self, ended: OutputEnded) -> None:
+        self.ended.put_nowait((ended.service, ended.run, ended.dropped))
+        if self.hears:
+            self.heard(ended.service, ended.run)
 
     def _meet(self, pid: int) -> None:
         if pid not in self.processes:

@@ -45,6 +45,9 @@ def raw(said: Said) -> Iterator[tuple[socket.socket, Channel]]:
     channel.close()
 
 
+LEAVE = b'{"type":"leave","fds":0}\n'
+
+
 def connect(folder: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
     sock.connect(str(folder / "keeper.sock"))
@@ -187,6 +190,7 @@ def test_the_keeper_survives_malformed_messages(folder, start_keeper) -> None:
         kinds = {(m["type"], m.get("service")) for m in ask(sock)}
         assert ("kept_all", None) in kinds
         assert {("kept", "a"), ("kept", "b")} <= kinds
+        sock.sendall(LEAVE)
     assert keeper.poll() is None
     os.close(writer)
     os.close(reader)
@@ -205,6 +209,7 @@ def test_a_client_that_never_reads_costs_no_memory(folder, start_keeper) -> None
         os.close(writer)
         size_kb = int(Path(f"/proc/{keeper.pid}/statm").read_text().split()[1]) * 4
         assert size_kb < 13_000
+        sock.sendall(LEAVE)
     assert keeper.wait(5) == 0
 
 
@@ -224,6 +229,7 @@ def test_a_dying_keepers_lock_is_waited_for(folder, start_keeper) -> None:
         assert path.read_bytes() == b""
         fcntl.flock(held, fcntl.LOCK_UN)
         assert json.loads(sock.recv(1000))["type"] == "output_ended"
+        sock.sendall(b'{"type":"heard","service":"s","run":1,"fds":0}\n')
     assert path.read_bytes() == b"waited for\n"
     assert keeper.wait(5) == 0
 
