@@ -45,6 +45,7 @@ from registry.journal import Journal, JournalDamaged, JournalError
 from registry.journal.salvage import salvage
 from registry.journal.schema import SCHEMA_VERSION
 from registry.keeper.client import Keeper, Kept
+from registry.keeper.endings import Endings
 from registry.questions.narration import narrate
 from registry.registry import Registry
 from registry.validate import machine_complaints
@@ -101,7 +102,12 @@ class Daemon:
                 writing = tasks.create_task(self._registry.run())
                 beside = [
                     tasks.create_task(work)
-                    for work in (self._narrate(), self._mind_essentials(), self._systemd.watch())
+                    for work in (
+                        self._narrate(),
+                        self._endings.run(),
+                        self._mind_essentials(),
+                        self._systemd.watch(),
+                    )
                 ]
                 self._systemd.tell("READY=1", f"STATUS={self._summary()}")
                 end = await self._ending
@@ -192,11 +198,12 @@ class Daemon:
         keeper = Keeper(
             self._folder / "keeper.sock",
             on_grew=self._grew,
-            on_output_ended=_tell_dropped,
+            on_output_ended=lambda ended: self._endings.output_ended(ended),
             log=_log.warning,
             splice=capabilities.splice,
         )
         stack.callback(keeper.close)
+        self._keeper = keeper
         self._growth = Growth(keeper.watch, keeper.unwatch)
         prober = Prober(self._probed, phase)
         stack.push_async_callback(prober.close)
@@ -368,6 +375,7 @@ class Daemon:
 
     def _tell_new(self) -> None:
         for record in self._registry.recent_since(self._told) or ():
+            self._endings.committed(record)
             line = narrate(record)
             if line is not None:
                 fields = {"seq": record.seq, "service": record.service, "type": record.type}
@@ -386,16 +394,6 @@ def _same_boot(before: ev.RegistryStarted, now: ev.RegistryStarted) -> bool:
 
 def _digest(definition: Definition, key: bytes) -> str:
     return blake2b(msgspec.json.encode(definition), key=key, digest_size=16).hexdigest()
-
-
-def _tell_dropped(service: str, run: int, dropped: int) -> None:
-    if dropped:
-        _log.warning(
-            "%s: %d bytes of output of run %d were dropped, its log could not be written",
-            service,
-            dropped,
-            run,
-        )
 
 
 def serve(config: Config, shown: str) -> int:

@@ -100,6 +100,8 @@ def _concerns(service: Service, given: inp.Observation) -> bool:
         return service.pid is None and given.run == service.run + 1
     if isinstance(given, inp.RunFound):
         return given.run > service.run
+    if isinstance(given, inp.OutputEnded):
+        return given.run <= service.run
     if isinstance(given, _OF_A_PROCESS) and service.pid is None:
         return False
     return given.run == service.run
@@ -180,6 +182,9 @@ def _observed(decision: _Decision, given: inp.Observation) -> None:
             _process_ended(decision, given)
         case inp.GroupGone():
             _group_gone(decision, given.killed)
+        case inp.OutputEnded():
+            ended = ev.OutputEnded(lines=given.lines, dropped=given.dropped)
+            decision.add(ended, cause=given.cause, run=given.run)
         case inp.ProcessFound():
             decision.move("adopted", ev.Adopted, service.reason, given=given, pid=given.pid)
         case inp.RunFound():

@@ -201,6 +201,17 @@ class Lost(Moved, frozen=True):
     group_empty: bool = True
 
 
+class OutputEnded(Event, frozen=True):
+    """No process of a run can write any more: its last lines, where it ended ill, and the bytes that were lost.
+
+    `dropped` counts what could not be written to its log. The cause is how its main process ended.
+    """
+
+    TYPE = "output_ended"
+    lines: tuple[str, ...] = ()
+    dropped: int = 0
+
+
 class GroupEmptied(Moved, frozen=True):
     """Nothing of a run is left; `killed` of its processes needed SIGKILL."""
 
@@ -266,6 +277,7 @@ TYPES: dict[str, type[Event]] = {
         Resynced,
         Exited,
         Lost,
+        OutputEnded,
         GroupEmptied,
         RestartScheduled,
         RestartDue,

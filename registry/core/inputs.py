@@ -116,6 +116,17 @@ class ProcessLost(Observation, frozen=True):
     killed: int = 0
 
 
+class OutputEnded(Observation, frozen=True):
+    """The output of a run, the present or an earlier one, has ended: what is worth knowing of it.
+
+    `cause` is the number of the event of its main process's end.
+    """
+
+    lines: tuple[str, ...]
+    dropped: int
+    cause: int | None
+
+
 class GroupGone(Observation, frozen=True):
     """No process of the run is left; `killed` of them needed SIGKILL."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from registry.logs import compress
 from registry.logs.names import GZ, rotated
-from registry.logs.spans import Span, spans
+from registry.logs.spans import SIZE_MAX, Span, spans
 
 BLOCK = 1 << 16
 _TRIES = 5
@@ -77,15 +77,19 @@ class Part:
         """The inode that it has, or had before it was compressed: by it its index knows it."""
         return compress.inode_of(self._fd) if self._unpacker else self.stat.st_ino
 
-    def spans(self, before: Part | None) -> list[Span]:
-        """When and by whom its bytes were written; where no index says so, as far as file times tell."""
+    def spans(self, before: Part | None, most: int = SIZE_MAX) -> list[Span]:
+        """When and by whom its bytes were written; where no index says so, as far as file times tell.
+
+        Only the last `most` bytes of the index are looked at.
+        """
         inode = self.inode
-        found = spans(self._path, self.number, inode, self.size) if inode is not None else []
+        found = [] if inode is None else spans(self._path, self.number, inode, self.size, most)
         known_from = found[0].start if found else self.size
         if known_from == 0:
             return found
         since_ns = before.stat.st_mtime_ns if before else None
-        until_ns = found[0].last_ns if found else self.stat.st_mtime_ns
+        until_ns = found[0].first_ns if found else None
+        until_ns = self.stat.st_mtime_ns if until_ns is None else until_ns
         return [Span(0, known_from, since_ns, until_ns, None), *found]
 
     def _unpacked_size(self) -> int:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from registry.logs.index import RESOLUTION_NS
 from registry.logs.parts import BLOCK, Part, close_all, open_all
-from registry.logs.spans import Span
+from registry.logs.spans import SIZE_MAX, Span
 
 TAIL_MAX = 1 << 23
 """Bytes that an answer holds at most, however many lines were asked for."""
@@ -25,6 +25,15 @@ READ_MAX = 1 << 18
 
 LINE_MAX = 1 << 16
 """A line without an end is given out in pieces of this many bytes."""
+
+
+LAST_LINES = 20
+LAST_BYTES = 4096
+"""What is kept of a run that ended ill, in the journal."""
+
+LAST_FILES = 2
+LAST_INDEX = 1 << 16
+"""So much is looked at for it, of the newest files and of each one's index."""
 
 
 class Selection(NamedTuple):
@@ -168,6 +177,25 @@ def select(path: Path, lines: int, selection: Selection) -> list[Line]:
         close_all(parts)
 
 
+def last_words(path: Path, run: int) -> list[str]:
+    """The last lines of a run: LAST_LINES, and LAST_BYTES together, at most. [] where no index knows."""
+    parts = open_all(path)
+    try:
+        newest, run_only = parts[:LAST_FILES], Selection(run=run)
+        found = _select(newest, LAST_LINES, run_only, with_unfinished=True, index_most=LAST_INDEX)
+    finally:
+        close_all(parts)
+    kept: list[str] = []
+    room = LAST_BYTES
+    for line in reversed(found):
+        if room <= 0:
+            break
+        text = line.text.encode()[-room:].decode(errors="ignore")
+        kept.append(text)
+        room -= len(text.encode()) + 1
+    return kept[::-1]
+
+
 def select_and_follow(path: Path, lines: int, selection: Selection) -> tuple[list[Line], Follower]:
     """The last `lines` of the finished lines that were chosen, and a Follower that goes on after all."""
     parts = open_all(path)
@@ -215,11 +243,16 @@ def _last(whole: list[bytes], lines: int) -> list[str]:
 
 
 def _select(
-    parts: list[Part], lines: int, selection: Selection, *, with_unfinished: bool
+    parts: list[Part],
+    lines: int,
+    selection: Selection,
+    *,
+    with_unfinished: bool,
+    index_most: int = SIZE_MAX,
 ) -> list[Line]:
     if lines <= 0:
         return []
-    stream = _Stream(parts)
+    stream = _Stream(parts, index_most)
     if selection == Selection():
         begin, end = stream.place_before_end(len(_last_bytes(parts, lines))), stream.end
     else:
@@ -251,12 +284,10 @@ class _Place(NamedTuple):
 class _Stream:
     """The files of a log as one stream, oldest first, as they were when opened."""
 
-    def __init__(self, newest_first: list[Part]) -> None:
+    def __init__(self, newest_first: list[Part], index_most: int) -> None:
         self._parts = newest_first[::-1]
-        befores = [None, *self._parts[:-1]]
-        self._spans = [
-            part.spans(before) for part, before in zip(self._parts, befores, strict=False)
-        ]
+        self._index_most = index_most
+        self._spans: dict[int, list[Span]] = {}
         self.end = _Place(len(self._parts), 0)
 
     def place_before_end(self, count: int) -> _Place:
@@ -272,8 +303,8 @@ class _Stream:
         """From where to where there may be chosen bytes."""
         taken = [
             (_Place(number, span.start), _Place(number, span.end))
-            for number, spans in enumerate(self._spans)
-            for span in spans
+            for number in range(len(self._parts))
+            for span in self._spans_of(number)
             if selection.takes(span)
         ]
         return (taken[0][0], taken[-1][1]) if taken else (self.end, self.end)
@@ -316,8 +347,14 @@ class _Stream:
                     yield piece, _Place(number, offset)
                     offset += len(piece)
 
+    def _spans_of(self, number: int) -> list[Span]:
+        if number not in self._spans:
+            before = self._parts[number - 1] if number else None
+            self._spans[number] = self._parts[number].spans(before, self._index_most)
+        return self._spans[number]
+
     def _span_at(self, place: _Place) -> Span:
-        spans = self._spans[place.part]
+        spans = self._spans_of(place.part)
         return spans[bisect_right(spans, place.offset, key=_start) - 1]
 
 

@@ -23,8 +23,10 @@ class Span(NamedTuple):
     run: int | None
 
 
-def spans(path: str, number: int, inode: int, size: int) -> list[Span]:
+def spans(path: str, number: int, inode: int, size: int, most: int = SIZE_MAX) -> list[Span]:
     """What is known of the first `size` bytes of a file; beginning with the first that is known.
+
+    Only the last `most` bytes of the index are looked at.
 
     A rotation may be under way, or have been killed: then its index lies beside a neighbour.
     """
@@ -33,14 +35,15 @@ def spans(path: str, number: int, inode: int, size: int) -> list[Span]:
             continue
         data = read(index_path(path, candidate), SIZE_MAX)
         if owner_of(data) == inode:
-            return _joined(data, size)
+            whole = len(data) // SIZE * SIZE
+            return _joined(data[max(SIZE, whole - most) : whole], size)
     return []
 
 
 def _joined(data: bytes, size: int) -> list[Span]:
     """The records as far as they make sense, each up to the beginning of the next."""
     sound: list[Span] = []
-    for start, first_ns, last_ns, run in RECORD.iter_unpack(data[SIZE : len(data) // SIZE * SIZE]):
+    for start, first_ns, last_ns, run in RECORD.iter_unpack(data):
         backwards = bool(sound) and start < sound[-1].start
         if backwards or start > size or last_ns < first_ns:
             break

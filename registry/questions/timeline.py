@@ -125,6 +125,13 @@ def _rest(data: _Data) -> str:
     return "" if data.get("group_empty", True) else ", others of its group are still there"
 
 
+def _output_ended(event: EventRecord, data: _Data) -> str:
+    said = next((text for text in reversed(data.get("lines", ())) if text.strip()), None)
+    words = f"said last (run {event.run}): {said}" if said else f"said nothing (run {event.run})"
+    lost = data.get("dropped")
+    return f"{words}, {_count(lost, 'byte')} of output lost" if lost else words
+
+
 def _group_emptied(event: EventRecord, data: _Data) -> str:
     killed = data.get("killed", 0)
     return f"nothing is left of run {event.run}" + (f", {killed} killed" if killed else "")
@@ -181,6 +188,7 @@ _WORDS: dict[str, Callable[[EventRecord, _Data], str]] = {
     "probe_changed": _probe_changed,
     "exited": _exited,
     "lost": _lost,
+    "output_ended": _output_ended,
     "group_emptied": _group_emptied,
     "restart_scheduled": _restart_scheduled,
     "gave_up": _gave_up,
