@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -44,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--validate", action="store_true", help="only check the configuration")
     parser.add_argument(
+        "--starts", action="store_true", help=argparse.SUPPRESS
+    )  # before an upgrade
+    parser.add_argument(
         "--log-format", choices=("text", "json"), default="text", help="of the log on stderr"
     )
     parser.add_argument("--version", action="version", version=f"service-registry {__version__}")
@@ -62,19 +66,25 @@ def _run(options: argparse.Namespace) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EX_CONFIG
+    if options.starts:
+        import registry.daemon  # noqa: F401  everything that it needs can be imported
+
+        return 0
     return _serve(config, path, as_json=options.log_format == "json")
 
 
 def _serve(config: object, path: Path, *, as_json: bool) -> int:
     from registry.api.unix_socket import SocketError
     from registry.config import Config
-    from registry.daemon import Upgrade, serve
+    from registry.daemon import TO_END, Upgrade, serve
     from registry.daemon_log import DaemonLog
     from registry.house import Held
     from registry.journal import JournalError
 
     assert isinstance(config, Config)
     count = len(config.definitions)
+    # before any thread is there: until the daemon listens, and while it becomes another program, they wait
+    signal.pthread_sigmask(signal.SIG_BLOCK, TO_END)
     log = DaemonLog(as_json=as_json)
     log.start()
     try:

@@ -44,7 +44,7 @@ from registry.host.systemd import Systemd
 from registry.journal import Journal, JournalDamaged, JournalError
 from registry.journal.salvage import salvage
 from registry.journal.schema import SCHEMA_VERSION
-from registry.keeper.client import Keeper, Kept
+from registry.keeper.client import Keeper, Kept, OutputEnded
 from registry.keeper.endings import Endings
 from registry.questions.narration import narrate
 from registry.registry import Registry
@@ -56,7 +56,11 @@ _LEVELS = {"INFO": logging.INFO, "WARN": logging.WARNING, "ERROR": logging.ERROR
 
 EX_ESSENTIAL = 10
 """The exit status when an essential service is finally gone."""
+TO_END = (signal.SIGTERM, signal.SIGINT)
+"""The signals that end the daemon."""
 _CHECK_S = 30.0
+_LATEST = 200
+"""Events of a service that are looked through for the end of a run."""
 
 
 class End(msgspec.Struct, frozen=True):
@@ -86,6 +90,7 @@ class Daemon:
         self._told = 0
         self._is_stopping = False
         self.left_open: int | None = None
+        self.asked_meanwhile = False
 
     async def run(self) -> End:
         """Supervise until asked to end. Raises JournalError, SocketError where it cannot begin."""
@@ -96,6 +101,7 @@ class Daemon:
         loop.add_signal_handler(signal.SIGINT, self._end, End("SIGINT"))
         # a terminal that closes is no reason to leave services unsupervised
         loop.add_signal_handler(signal.SIGHUP, _log.info, "SIGHUP: nothing to do")
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, TO_END)
         async with AsyncExitStack() as stack:
             await self._build(stack)
             async with asyncio.TaskGroup() as tasks:
@@ -125,7 +131,11 @@ class Daemon:
     def _end(self, end: End) -> None:
         """The first time as asked; asked again while services are being stopped, in a hurry."""
         if not self._ending.done():
+            if end.upgrade:  # what comes from now on is for the next program
+                signal.pthread_sigmask(signal.SIG_BLOCK, TO_END)
             self._ending.set_result(end)
+        elif self._ending.result().upgrade:
+            self.asked_meanwhile = True
         elif self._is_stopping:
             _log.info("Killing what is still stopping")
             self._runner.hurry()
@@ -154,11 +164,10 @@ class Daemon:
 
     async def upgrade(self) -> str | None:
         """Become the installed code with the present configuration; or why that cannot be."""
-        try:
-            load(self._config.file)
-        except ConfigError as error:
-            return str(error)
-        argv = (sys.executable, *sys.orig_argv[1:], "--version")
+        trouble = self._upgrade_trouble()
+        if trouble is not None:
+            return trouble
+        argv = (sys.executable, *sys.orig_argv[1:], "--starts")
         launch = Launch(argv, dict(os.environ), os.getcwd(), 0o077, None, None, ())
         try:
             status = await self._runner.run_command(launch, _CHECK_S)
@@ -166,9 +175,26 @@ class Daemon:
             return f"the installed code does not start: {error}"
         if status != 0:
             return f"the installed code does not start: '{shlex.join(argv)}' ended with {status}"
-        asyncio.get_running_loop().call_soon(
-            self._end, End("upgrade", keep_services=True, upgrade=True)
-        )
+        trouble = self._upgrade_trouble()  # it may have come meanwhile
+        if trouble is None:
+            end = End("upgrade", keep_services=True, upgrade=True)
+            asyncio.get_running_loop().call_soon(self._end, end)
+        return trouble
+
+    def _upgrade_trouble(self) -> str | None:
+        """What the next program could not take over from this one."""
+        try:
+            config = load(self._config.file)
+        except ConfigError as error:
+            return str(error)
+        if self._registry.degraded_since_ns is not None:
+            return f"what waits for the journal would be lost: {self._registry.trouble}"
+        for what, ours, theirs in (
+            ("socket", self._config.registry.socket, config.registry.socket),
+            ("journal", self._config.journal.path, config.journal.path),
+        ):
+            if ours != theirs:
+                return f"the {what} would be {theirs}, no longer {ours}: that takes a new start"
         return None
 
     async def _mind_essentials(self) -> None:
@@ -198,12 +224,11 @@ class Daemon:
         keeper = Keeper(
             self._folder / "keeper.sock",
             on_grew=self._grew,
-            on_output_ended=lambda ended: self._endings.output_ended(ended),
+            on_output_ended=self._output_ended,
             log=_log.warning,
             splice=capabilities.splice,
         )
         stack.callback(keeper.close)
-        self._keeper = keeper
         self._growth = Growth(keeper.watch, keeper.unwatch)
         prober = Prober(self._probed, phase)
         stack.push_async_callback(prober.close)
@@ -220,6 +245,12 @@ class Daemon:
             files_max=self._files_max,
         )
         self._registry = Registry(projection, journal, machine, Clock())
+        self._endings = Endings(
+            self._find,
+            self._observe,
+            lambda service: self._latest(journal, service),
+            keeper.heard,
+        )
         stack.callback(self._registry.close)
         handlers = Handlers(
             self._registry,
@@ -275,6 +306,23 @@ class Daemon:
 
     def _grew(self, service: str) -> None:
         self._growth.grew(service)
+
+    def _output_ended(self, ended: OutputEnded) -> None:
+        self._endings.output_ended(ended)
+
+    def _find(self, service: str) -> Service | None:
+        return self._registry.committed.services.get(service)
+
+    async def _latest(self, journal: Journal, service: str) -> list[ev.Record]:
+        """A service's latest events, those that cannot be written yet included."""
+        try:
+            written = await journal.read(since=-_LATEST, service=service)
+        except JournalError as error:
+            _log.warning("%s", error)
+            written = []
+        newest = written[-1].seq if written else 0
+        recent = list(self._registry.recent)
+        return [*written, *(r for r in recent if r.service == service and r.seq > newest)]
 
     def _observe(self, service: str, given: inp.Observation) -> None:
         self._registry.observe(service, given)
@@ -415,6 +463,8 @@ def serve(config: Config, shown: str) -> int:
         house.Inherited(held, daemon.left_open).leave()
         os.environ.update(systemd.variables())
         house.move_out(files_max)
+        if daemon.asked_meanwhile:
+            os.kill(os.getpid(), signal.SIGTERM)  # blocked: it waits for the next program
         raise Upgrade
     _log.info("Service registry stopped")
     return end.status

@@ -78,11 +78,20 @@ class HealthParams(Params, frozen=True):
 
 
 class LogsParams(Params, frozen=True):
-    """The last `lines` lines of a service's output; with `follow` whatever comes after them, too."""
+    """The last `lines` lines of output of one or more services ("all" means all); with `follow` what comes after, too.
 
-    service: str
-    lines: int = 50
+    `since` and `until` are times, such as "2026-01-02T03:04:05Z", "03:14" or "5m ago"; `run` is the number of a run,
+    0 the present one, -1 the one before it: of these all lines that there are, or the last `lines`. With
+    `stamps`, and of several services, a line is an object.
+    """
+
+    service: str | list[str]
+    lines: int | None = None
     follow: bool = False
+    since: str | None = None
+    until: str | None = None
+    run: int | None = None
+    stamps: bool = False
 
 
 class EventsParams(Params, frozen=True):
@@ -201,8 +210,9 @@ ACTIONS: dict[str, Action] = {
             "logs",
             LogsParams,
             Role.OWNER,
-            "The last lines of a service's output.",
-            "[line]; with follow a stream of such pages",
+            "The last lines of output, or those of a time or a run.",
+            '[line]; with stamps, and of several services, [{"service","at","run","line"}]; '
+            "with follow a stream of such pages",
             (ErrorCode.UNKNOWN_SERVICE, ErrorCode.NO_LOGS),
         ),
         Action(

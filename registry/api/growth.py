@@ -1,12 +1,68 @@
-"""Who waits for more of a service's log: told by the keeper, so nobody has to look."""
+"""Lines of logs: of one service or merged of several; and who waits for more, told by the keeper."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import heapq
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 
-from registry.logs.read import tail_and_follow
+import msgspec
+
+from registry.logs.read import Follower, Line, Selection, select, select_and_follow
+from registry.questions.records import rfc3339
+
+
+class LogLine(msgspec.Struct, frozen=True):
+    """One line of a service's log; `at` and `run` are null where no index says when, and who wrote it."""
+
+    service: str
+    at: str | None
+    run: int | None
+    line: str
+
+
+class Source(msgspec.Struct, frozen=True):
+    """The log of a service, and which of its lines are wanted."""
+
+    service: str
+    path: Path
+    selection: Selection = Selection()
+
+
+def read(sources: Sequence[Source], lines: int) -> list[LogLine]:
+    """The last `lines` of the lines that are wanted, in the order of their times."""
+    found = [(s.service, select(s.path, lines, s.selection)) for s in sources]
+    return _merged(found, lines)
+
+
+def _read_and_follow(
+    sources: Sequence[Source], lines: int
+) -> tuple[list[LogLine], list[tuple[str, Follower]]]:
+    found: list[tuple[str, list[Line]]] = []
+    followers: list[tuple[str, Follower]] = []
+    for source in sources:
+        some, follower = select_and_follow(source.path, lines, source.selection)
+        found.append((source.service, some))
+        followers.append((source.service, follower))
+    return _merged(found, lines), followers
+
+
+def _merged(found: Iterable[tuple[str, list[Line]]], lines: int) -> list[LogLine]:
+    streams = [_timed(service, some) for service, some in found]
+    merged = [line for _, line in heapq.merge(*streams, key=itemgetter(0))]
+    return merged[-lines:] if lines > 0 else []
+
+
+def _timed(service: str, lines: list[Line]) -> Iterator[tuple[int, LogLine]]:
+    """Each line with the time to sort by: never before a line above it, whatever the clock did."""
+    latest_ns = 0
+    for text, at_ns, run in lines:
+        latest_ns = max(latest_ns, at_ns or 0)
+        at = rfc3339(at_ns) if at_ns is not None else None
+        yield latest_ns, LogLine(service, at, run, text)
 
 
 class Growth:
@@ -22,23 +78,32 @@ class Growth:
         for event in self._waiting.get(service, ()):
             event.set()
 
-    async def follow(self, service: str, path: Path, lines: int) -> AsyncIterator[list[str]]:
-        """The last lines of a log, then whatever comes after them, in pages, without an end."""
+    async def follow(
+        self, sources: Sequence[Source], lines: int
+    ) -> AsyncGenerator[list[LogLine], None]:
+        """The last lines that are wanted, then whatever comes after them, in pages, without an end.
+
+        What comes after bears the time at which it was seen, and no run.
+        """
         grown = asyncio.Event()
-        self._enter(service, grown)
+        services = [source.service for source in sources]
+        for service in services:
+            self._enter(service, grown)
         try:
-            page, follower = await asyncio.to_thread(tail_and_follow, path, lines)
+            page, followers = await asyncio.to_thread(_read_and_follow, sources, lines)
             try:
                 yield page
                 while True:
                     grown.clear()
-                    while page := await asyncio.to_thread(follower.read_new):
+                    while page := await asyncio.to_thread(_read_new, followers):
                         yield page
                     await grown.wait()
             finally:
-                follower.close()
+                for _, follower in followers:
+                    follower.close()
         finally:
-            self._leave(service, grown)
+            for service in services:
+                self._leave(service, grown)
 
     def _enter(self, service: str, grown: asyncio.Event) -> None:
         waiting = self._waiting.setdefault(service, set())
@@ -52,3 +117,12 @@ class Growth:
         if not waiting:
             del self._waiting[service]
             self._unwatch(service)
+
+
+def _read_new(followers: list[tuple[str, Follower]]) -> list[LogLine]:
+    at = rfc3339(time.time_ns())
+    return [
+        LogLine(service, at, None, line)
+        for service, follower in followers
+        for line in follower.read_new()
+    ]

@@ -6,7 +6,9 @@ import asyncio
 import difflib
 import os
 import platform
-from collections.abc import AsyncIterator, Callable, Iterable
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,16 +30,19 @@ from registry.api.actions import (
     ShutdownParams,
     VersionParams,
 )
-from registry.api.growth import Growth
+from registry.api.growth import Growth, LogLine, Source
+from registry.api.growth import read as read_logs
 from registry.api.protocol import Handler
 from registry.core import inputs as inp
 from registry.core.duties import is_settled
-from registry.core.events import Actor, Record
+from registry.core.events import Actor, OutputEnded, Record
+from registry.core.lifecycle import State
 from registry.core.service import Service
 from registry.host.capabilities import FALLBACKS, Capabilities
 from registry.journal import SQLITE_VERSION
-from registry.logs.read import tail
+from registry.logs.read import Selection, tail
 from registry.logs.target import LogTarget
+from registry.questions.moments import EXAMPLES, Moment, moment
 from registry.questions.records import (
     EventRecord,
     ServiceRecord,
@@ -50,8 +55,12 @@ from registry.questions.records import (
 )
 from registry.registry import Accepted, NotCommitted, Registry, ShuttingDown, Unavailable
 
+ALL = "all"
 EVENTS_IN_STATUS = 10
+EVENTS_LOOKED_AT = 200
+"""A service's latest events, among which its last words are looked for."""
 PAGE = 1000
+LINES, LINES_MAX = 50, 100_000
 _encode = msgspec.json.Encoder().encode
 
 
@@ -139,8 +148,9 @@ class Handlers:
             "checks": self._checks(service),
             "last_exit": last_exit(service.last_exit),
         }
-        events = await self._journal.read(since=-EVENTS_IN_STATUS, service=service.name)
-        return {**answer, "events": [event_record(record) for record in events]}
+        events = await self._journal.read(since=-EVENTS_LOOKED_AT, service=service.name)
+        shown = [event_record(record) for record in events[-EVENTS_IN_STATUS:]]
+        return {**answer, "last_words": _last_words(events), "events": shown}
 
     def _health(self, params: HealthParams, _peer: Peer) -> list[dict[str, Any]]:
         services = (
@@ -220,20 +230,36 @@ class Handlers:
         ]
         return (records[:PAGE][-1].seq if records else seq), page
 
-    async def _logs(self, params: LogsParams, _peer: Peer) -> list[str] | AsyncIterator[list[str]]:
-        service = self._service(params.service)
+    async def _logs(
+        self, params: LogsParams, _peer: Peer
+    ) -> list[str] | list[LogLine] | AsyncIterator[list[str] | list[LogLine]]:
+        selection = _selection(params)
+        services = [self._service(name) for name in self._names(params.service)]
+        if params.service == ALL:
+            services = [service for service in services if service.definition.logs is not None]
+        sources = [self._source(service, selection) for service in services]
+        is_plain = isinstance(params.service, str) and params.service != ALL and not params.stamps
+        asked = params.lines
+        if asked is None:
+            asked = LINES if selection == Selection() else LINES_MAX
+        lines = min(max(asked, 0), LINES_MAX)
+        if params.follow:
+            pages = self._growth.follow(sources, lines)
+            return _plain_pages(pages) if is_plain else pages
+        if is_plain and selection == Selection():
+            return await asyncio.to_thread(tail, sources[0].path, lines)
+        found = await asyncio.to_thread(read_logs, sources, lines)
+        return [each.line for each in found] if is_plain else found
+
+    def _source(self, service: Service, selection: Selection) -> Source:
         logs = service.definition.logs
         if logs is None:
             raise ApiError(
                 ErrorCode.NO_LOGS, f"service '{service.name}' keeps no logs: it says logs = false"
             )
-        path, lines = (
-            Path(LogTarget.of(logs, service.name).path),
-            min(max(params.lines, 0), 100_000),
-        )
-        if params.follow:
-            return self._growth.follow(service.name, path, lines)
-        return await asyncio.to_thread(tail, path, lines)
+        if selection.run is not None:
+            selection = selection._replace(run=_run_number(service, selection.run))
+        return Source(service.name, Path(LogTarget.of(logs, service.name).path), selection)
 
     def _version(self, params: VersionParams, _peer: Peer) -> dict[str, Any]:
         projection = self._registry.committed
@@ -349,7 +375,7 @@ class Handlers:
     # --- names ------------------------------------------------------------------------------------
 
     def _names(self, given: str | list[str]) -> list[str]:
-        if given == "all":
+        if given == ALL:
             return [service.name for service in self._registry.committed.in_order()]
         names = [given] if isinstance(given, str) else list(dict.fromkeys(given))
         if not names:
@@ -369,6 +395,53 @@ class Handlers:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"there are {_shortened(known)}"
         return ApiError(ErrorCode.UNKNOWN_SERVICE, f"there is no service '{name[:64]}', {hint}")
+
+
+async def _plain_pages(pages: AsyncGenerator[list[LogLine], None]) -> AsyncIterator[list[str]]:
+    async with aclosing(pages):
+        async for page in pages:
+            yield [each.line for each in page]
+
+
+def _last_words(events: list[Record]) -> dict[str, Any] | None:
+    """What the latest run that ended ill said at its end."""
+    for record in reversed(events):
+        if isinstance(record.event, OutputEnded):
+            told = msgspec.structs.asdict(record.event)
+            return {"run": record.run, "at": rfc3339(record.at_ns), **told}
+    return None
+
+
+def _selection(params: LogsParams) -> Selection:
+    if params.follow and (params.until is not None or params.run is not None):
+        raise ApiError(
+            ErrorCode.INVALID_PARAMS,
+            "follow: goes on from run to run without an end, so it goes without until and run",
+        )
+    since, until = _moment("since", params.since), _moment("until", params.until)
+    return Selection(since and since.first_ns, until and until.last_ns, params.run)
+
+
+def _moment(name: str, text: str | None) -> Moment | None:
+    found = moment(text, time.time_ns()) if text is not None else None
+    if text is not None and found is None:
+        raise ApiError(
+            ErrorCode.INVALID_PARAMS,
+            f"{name}: '{text[:64]}' is not a time; write for example {EXAMPLES}",
+        )
+    return found
+
+
+def _run_number(service: Service, run: int) -> int:
+    """A run by its number; 0 and below count back from the present one, or from the next while there is none."""
+    is_under_way = service.pid is not None or service.state is State.STOPPING
+    number = run if run > 0 else service.run + (not is_under_way) + run
+    if 1 <= number <= service.run:
+        return number
+    ran = f"its latest is run {service.run}" if service.run else "it never ran"
+    raise ApiError(
+        ErrorCode.INVALID_PARAMS, f"run: service '{service.name}' has no run {run}; {ran}"
+    )
 
 
 def _shortened(names: list[str], most: int = 8) -> str:

@@ -91,6 +91,9 @@ class Server:
         """Have the listening socket that an earlier program of this process left open."""
         self._listener = socket.socket(fileno=listener)
         self._listener.set_inheritable(False)
+        self._listener.setblocking(
+            False
+        )  # it cannot know that it is; its copies would be set to block
         self._inode = inode_of(self._path)
 
     def leave_open(self) -> int:

@@ -90,9 +90,7 @@ class Endings:
             self._heard(ended.service, ended.run)
 
     async def _deal_with(self, ended: OutputEnded) -> None:
-        events = [
-            record for record in await self._latest(ended.service) if record.run == ended.run
-        ]
+        events = [record for record in await self._latest(ended.service) if record.run == ended.run]
         end = next((r for r in reversed(events) if isinstance(r.event, ev.Exited | ev.Lost)), None)
         service = self._find(ended.service)
         is_told = any(isinstance(record.event, ev.OutputEnded) for record in events)

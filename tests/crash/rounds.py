@@ -19,13 +19,14 @@ import msgspec
 from tests.crash.commander import Commander
 from tests.crash.judge import Judge, Violation
 from tests.crash.launcher import MOMENTS
-from tests.crash.world import HABITS, Habit, World
+from tests.crash.world import HABITS, World
 
 ROUNDS_OF_A_WORLD = 25
 HIT_WITHIN_S = 2.0
 """How long a named point is waited for; then the kill comes at that moment, which is a random one."""
 RARE = ("escalation", "leftovers", "connect", "declare", "autostart", "perform", "stop")
 NUMBER_MAX, NUMBER_OF_RARE_MAX = 16, 2
+ANSWERS_WITHIN_S = 5.0
 AT_BOOT = ("connect", "declare", "autostart", "perform")
 """Called once in a life."""
 
@@ -39,7 +40,7 @@ class Victim(StrEnum):
     DAEMON_THEN_KEEPER = "daemon, keeper"
 
 
-VICTIMS = (*[Victim.DAEMON] * 5, *Victim)
+VICTIMS = (*[Victim.DAEMON] * 4, Victim.KEEPER_THEN_DAEMON, Victim.DAEMON_THEN_KEEPER)
 
 
 class Death(msgspec.Struct, frozen=True):
@@ -116,6 +117,8 @@ def _plan(chance: Random, tally: Tally, *, is_up: bool) -> list[Death]:
     deaths += [_named_death(chance, moment) for moment in moments[:2]]
     if chance.random() < 0.3:
         deaths.append(_random_death(chance))
+    if chance.random() < 0.3:
+        deaths.append(Death("", 0, chance.uniform(0, 0.2), Victim.KEEPER, 0))
     return deaths
 
 
@@ -137,14 +140,14 @@ def _round(world: World, judge: Judge, chance: Random, deaths: list[Death], tall
     commander.start()
     try:
         for death in deaths:
-            if not world.is_up():
-                world.start(f"{death.moment}:{death.number}" if death.moment else "")
+            _live(world, commander, f"{death.moment}:{death.number}" if death.moment else "")
+            if death.victim is Victim.KEEPER:  # while the registry has hold of everything
+                commander.acknowledged.wait(ANSWERS_WITHIN_S)
             tally.kills[_die(world, death)] += 1
-        if not world.is_up():
-            world.start()
+        _live(world, commander, "")
         began_s = time.monotonic()
-        commander.acknowledged.clear()
-        commander.acknowledged.wait(chance.uniform(0.1, 0.6))
+        commander.acknowledged.wait(ANSWERS_WITHIN_S)
+        time.sleep(chance.uniform(0, 0.3))
     finally:
         commander.stop()
     tally.commands += len(commander.sent)
@@ -152,20 +155,26 @@ def _round(world: World, judge: Judge, chance: Random, deaths: list[Death], tall
     return judge.after_round(before, commander.sent, began_s, both_died=both_died)
 
 
+def _live(world: World, commander: Commander, point: str) -> None:
+    """Begin a life of the registry where none is under way."""
+    if not world.is_up():
+        commander.acknowledged.clear()
+        world.start(point)
+
+
 _PAIRS = (Victim.KEEPER_THEN_DAEMON, Victim.DAEMON_THEN_KEEPER)
 
 
 def _commanded(chance: Random) -> list[str]:
-    """About a third of the services of each habit; a deaf one always, so that something has to be killed."""
+    """About a third of the services of each habit. Or only those of which every execution counts, and deaf ones."""
+    if chance.random() < 0.3:
+        return [f"{name}-{n}" for name in ("once", "deaf") for n in range(HABITS[name].number)]
     chosen = []
     for name, habit in HABITS.items():
+        third = round(habit.number / 3 + chance.uniform(-0.4, 0.4))
         services = [f"{name}-{n}" for n in range(habit.number)]
-        chosen += chance.sample(services, _third(chance, habit, name))
+        chosen += chance.sample(services, max(name in ("deaf", "leave"), third))
     return chosen
-
-
-def _third(chance: Random, habit: Habit, name: str) -> int:
-    return max(name in ("deaf", "leave"), round(habit.number / 3 + chance.uniform(-0.4, 0.4)))
 
 
 def _die(world: World, death: Death) -> str:

@@ -58,7 +58,7 @@ HABITS: dict[str, Habit] = {
     "probed": Habit(
         2, 'health_check = { target = "cmd:test -d ran", interval = "500ms", failures = 20 }'
     ),
-    "once": Habit(3, 'restart = "Never"', is_steady=False),
+    "once": Habit(6, 'restart = "Never"', is_steady=False),
 }
 PROGRAMS = {"probed": "rest"}
 SERVICES = {f"{name}-{n}": name for name, habit in HABITS.items() for n in range(habit.number)}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from circle_replay.moments import Moment, moment
+from registry.questions.moments import Moment, moment
 
 NS = 1_000_000_000
 NOW_NS = 1_767_330_245 * NS + 5  # 2026-01-02T05:04:05Z

@@ -388,11 +388,12 @@ def test_circlectl_upgrade_says_what_runs_now(box):
     box.configure(service("up", SLEEP))
     daemon = box.start()
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "circlectl"), "--socket", str(box.socket), "upgrade"],
+        [sys.executable, "-m", "circlectl", "--socket", str(box.socket), "upgrade"],
         check=False,
         capture_output=True,
         text=True,
         timeout=20,
+        cwd=ROOT / "tools",
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert f"PID {daemon}" in done.stdout

@@ -33,36 +33,77 @@ RETRY_MAX_S = 2.0
 _PASSING = ("not_running", "disconnected", "shutting_down", "journal_unavailable")
 
 
+def _time(_context: click.Context, _option: click.Parameter, text: str | None) -> str | None:
+    if text is not None and moment(text, time.time_ns()) is None:
+        raise click.BadParameter(f"{text!r} is not a time; write for example {EXAMPLES}")
+    return text
+
+
 @click.command()
-@name
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=complete_names)
 @click.option(
     "-n",
     "--lines",
     type=click.IntRange(min=0),
-    default=50,
-    show_default=True,
-    help="How many of the last lines.",
+    metavar="COUNT",
+    help=f"How many of the last lines. Default: {LINES_SHOWN}, or all with --since, --until, --run.",
 )
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on.")
+@click.option("--since", callback=_time, metavar="TIME", help="Only lines written from TIME on.")
+@click.option("--until", callback=_time, metavar="TIME", help="Only lines written up to TIME.")
+@click.option(
+    "--run",
+    type=int,
+    metavar="N",
+    help="Only what run N wrote; 0 is the present run, -1 the one before it.",
+)
+@click.option("-t", "--times", is_flag=True, help="Show when each line was written, and by which run.")
 @common
 @click.pass_obj
-def logs(session: Session, name: str, lines: int, follow: bool) -> int:
-    """Show the last lines of a service's output.
+def logs(
+    session: Session,
+    names: tuple[str, ...],
+    lines: int | None,
+    follow: bool,
+    times: bool,
+    **selection: str | int | None,
+) -> int:
+    """Show the last lines of a service's output, or of the output of several in the order of time.
 
-    They come as the service wrote them, control characters included. With --json and -f every line
-    is a JSON string on a line of its own.
+    They come as the service wrote them, control characters included; of several services each line
+    has the name before it. With --json a line is a string, or an object with --times and of several;
+    with -f too every line is on a line of its own.
+
+    A TIME is as in circle-replay: 2026-01-02T03:04:05Z, "2026-01-02 03:04:05", 03:14 (today), all of
+    them UTC, or "2 hours ago", 5m ago.
 
     \b
     Examples:
       circlectl logs web
       circlectl logs web -n 200 -f
+      circlectl logs web --run -1
+      circlectl logs web db --since 03:14 --until 03:15 --times
     """
+    chosen = {key: value for key, value in selection.items() if value is not None}
+    if follow and chosen.keys() & {"until", "run"}:
+        raise click.UsageError("-f goes on from run to run without an end; leave out --until and --run")
+    services = list(dict.fromkeys(names))
+    is_one = len(services) == 1 and services != [EVERYTHING]
+    is_plain = is_one and not times
+    asked = {
+        "service": services[0] if len(services) == 1 else services,
+        **({"lines": lines if lines is not None else LINES_SHOWN} if lines is not None or not chosen else {}),
+        **chosen,
+        **({} if is_plain and not chosen else {"stamps": True}),
+    }
+    show = _LogLines(session, 0 if is_one else max(map(len, services)), times=times, is_plain=is_plain)
     if not follow:
-        data = session.call("logs", service=name, lines=lines)
-        session.show(data, lambda: data)
+        data = session.call("logs", **asked)
+        session.show(show.data(data), lambda: show.lines(data))
+        show.note_unknown(data)
         return exits.WELL
-    for page in session.client().stream("logs", service=name, lines=lines, follow=True):
-        _show_page(session, page, page)
+    for page in session.client().stream("logs", follow=True, **asked):
+        _show_page(session, show.data(page), show.lines(page))
     raise RegistryError("disconnected", "the registry has ended, and with it this log's stream")
 
 

@@ -21,10 +21,9 @@ from registry.journal.read import (
     pages,
     service_names,
 )
+from registry.questions.moments import Moment
 from registry.questions.records import ServiceRecord, event_record, rfc3339, service_record
 from registry.questions.timeline import line
-
-from .moments import Moment
 
 _encode = msgspec.json.Encoder().encode
 

@@ -20,9 +20,9 @@ from click.core import ParameterSource
 
 from registry.journal import JournalError
 from registry.journal.read import Connection, Selection, doubt, open_for_reading, verify
+from registry.questions.moments import EXAMPLES, Moment, moment
 
 from . import answers
-from .moments import EXAMPLES, Moment, moment
 
 _INTERRUPTED = 128 + signal.SIGINT
 
