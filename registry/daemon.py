@@ -115,7 +115,7 @@ class Daemon:
                         self._systemd.watch(),
                     )
                 ]
-                self._systemd.tell("READY=1", f"STATUS={self._summary()}")
+                self._systemd.tell("READY=1")
                 end = await self._ending
                 await self._end_services(end)
                 self._registry.finish()
@@ -429,6 +429,8 @@ class Daemon:
                 fields = {"seq": record.seq, "service": record.service, "type": record.type}
                 _log.log(_LEVELS[line[0]], "%s", line[1], extra={"fields": fields})
         self._told = self._registry.committed.seq
+        if self._systemd.is_there:
+            self._systemd.tell_status(self._summary())
 
     def _summary(self) -> str:
         services = self._registry.committed.services.values()

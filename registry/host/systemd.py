@@ -19,7 +19,9 @@ class Systemd:
         watchdog_us = environment.pop("WATCHDOG_USEC", "")
         pid = environment.pop("WATCHDOG_PID", "")
         ours = pid in ("", str(os.getpid()))
-        self.watchdog_s = int(watchdog_us) / _US if ours and watchdog_us.isdigit() else None
+        is_set = ours and watchdog_us.isdecimal() and int(watchdog_us) > 0
+        self.watchdog_s = int(watchdog_us) / _US if is_set else None
+        self._status = ""
 
     def variables(self) -> dict[str, str]:
         """What the next program in this process needs in its environment to go on telling."""
@@ -39,6 +41,17 @@ class Systemd:
         ):
             sender.setblocking(False)
             sender.sendto("\n".join(lines).encode(), address)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether anybody wants to be told."""
+        return bool(self._address)
+
+    def tell_status(self, status: str) -> None:
+        """Say how we are in a line for people, where that has changed."""
+        if self._address and status != self._status:
+            self._status = status
+            self.tell(f"STATUS={status}")
 
     async def watch(self) -> None:
         """Say that the loop turns, twice in each watchdog interval; returns at once where none is set."""

@@ -64,13 +64,12 @@ class Part:
         """What the file is like now."""
         return os.fstat(self._fd)
 
-    def is_same(self, other: Part) -> bool:
-        """Whether the other is this file, or the one that it was compressed from or into."""
-        if os.path.samestat(self.stat, other.stat):
+    def is_same(self, earlier: Part) -> bool:
+        """Whether this is the file that was opened earlier and is still held, or was compressed from it."""
+        if os.path.samestat(self.stat, earlier.stat):
             return True
-        return (self._unpacker is None) is not (other._unpacker is None) and (
-            self.inode == other.inode
-        )
+        # Not the other way round: of a compressed file, the plain one's inode is free to be another's.
+        return earlier.is_plain and not self.is_plain and self.inode == earlier.inode
 
     @property
     def inode(self) -> int | None:

@@ -137,6 +137,7 @@ def running(*threads: Asker | LockPicker) -> Iterator[None]:
             thread.join(15)
 
 
+@pytest.mark.timeout(60)
 def test_ten_upgrades_in_a_row_are_noticed_by_nobody(box):
     """Not by its services, their output, a client that asks all the time, nor by who waits for the lock."""
     box.configure(service("count", f"cmd = {box.python('count', COUNT)}") + service("two", SLEEP))
@@ -174,6 +175,7 @@ def test_an_exit_after_an_upgrade_is_seen_as_that_of_a_child(box):
     assert exited["usage"]["memory_max"] > 0
 
 
+@pytest.mark.timeout(60)
 def test_descriptors_and_their_limit_are_the_same_after_many_upgrades(box):
     """What a service may have, too: the soft limit that the registry was started with."""
     box.configure(

@@ -19,6 +19,9 @@ from .words import NONE, Record, escaped
 
 NO_SERVICES = "no services are defined; declare some in the configuration file"
 
+LAST_LINES = 5
+"""Lines of last words that are shown; --json has all that there are."""
+
 _LIST = ("NAME", "STATUS", "HEALTH", "PID", "RESTARTS", "SINCE", "DETAIL")
 _HEALTH = ("NAME", "CHECK", "HEALTH", "LATENCY", "LAST", "DETAIL")
 _EVENTS = ("SEQ", "AT", "TYPE", "DETAIL")
@@ -162,11 +165,22 @@ def _facts(screen: Screen, record: Record, at: datetime) -> Iterator[tuple[str, 
     for check in record.get("checks") or ():
         yield "", _check(screen, check, at)
     yield "last exit", words.last_exit(record.get("last_exit"), at)
+    yield from _last_words(record.get("last_words"), at)
     yield "restarts", escaped(record["restarts"])
     if definition.get("cmd"):
         yield "command", words.command_line(definition["cmd"])
     kept = "logs" not in definition or definition["logs"]
     yield "logs", f"circlectl logs {escaped(record['name'])}" if kept else "not kept (logs = false)"
+
+
+def _last_words(words_: Record | None, at: datetime) -> Iterator[tuple[str, str]]:
+    """What the latest run that ended ill said at its end."""
+    if words_ is None:
+        return
+    lost = f", {words_['dropped']} bytes of output lost" if words_["dropped"] else ""
+    yield "said last", f"run {words_['run']}, {words.age(words_['at'], at)} ago{lost}"
+    for line in words_["lines"][-LAST_LINES:]:
+        yield "", escaped(line)
 
 
 def _check(screen: Screen, check: Record, at: datetime) -> str:

@@ -134,11 +134,6 @@ def names(command: F) -> F:
     return argument(command)
 
 
-def name(command: F) -> F:
-    """Let a command take one service by name."""
-    return click.argument("name", metavar="NAME", shell_complete=complete_service)(command)
-
-
 def complete_service(context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """The services whose names begin like that; none where the registry cannot be asked."""
     session = context.ensure_object(Session)

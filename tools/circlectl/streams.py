@@ -15,11 +15,15 @@ from typing import Any
 import click
 
 from registry.client import Client, RegistryError
+from registry.questions.moments import EXAMPLES, moment
 
 from . import exits, words
 from .screen import Screen
-from .session import Session, common, complete_service, name, note, write
+from .session import EVERYTHING, Session, common, complete_names, complete_service, note, write
 from .words import Record
+
+LINES_SHOWN = 50
+"""Lines of a log shown when nothing says how many, or which."""
 
 EVENTS_SHOWN = 20
 """Events shown when nothing says how many, or from where."""
@@ -30,6 +34,7 @@ PAGE_MAX = 1000
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 2.0
 
+_ENDED = "the registry has ended, and with it this log's stream"
 _PASSING = ("not_running", "disconnected", "shutting_down", "journal_unavailable")
 
 
@@ -57,21 +62,24 @@ def _time(_context: click.Context, _option: click.Parameter, text: str | None) -
     metavar="N",
     help="Only what run N wrote; 0 is the present run, -1 the one before it.",
 )
-@click.option("-t", "--times", is_flag=True, help="Show when each line was written, and by which run.")
+@click.option(
+    "-t", "--times", is_flag=True, help="Show when each line was written, and by which run."
+)
 @common
 @click.pass_obj
 def logs(
     session: Session,
+    /,
     names: tuple[str, ...],
     lines: int | None,
     follow: bool,
     times: bool,
     **selection: str | int | None,
 ) -> int:
-    """Show the last lines of a service's output, or of the output of several in the order of time.
+    """Show the last lines of output, of one service or several.
 
-    They come as the service wrote them, control characters included; of several services each line
-    has the name before it. With --json a line is a string, or an object with --times and of several;
+    Those of several are in the order of time, each with the name before it. They come as the services
+    wrote them, control characters included. With --json a line is a string, or an object with --times and of several;
     with -f too every line is on a line of its own.
 
     A TIME is as in circle-replay: 2026-01-02T03:04:05Z, "2026-01-02 03:04:05", 03:14 (today), all of
@@ -86,25 +94,53 @@ def logs(
     """
     chosen = {key: value for key, value in selection.items() if value is not None}
     if follow and chosen.keys() & {"until", "run"}:
-        raise click.UsageError("-f goes on from run to run without an end; leave out --until and --run")
-    services = list(dict.fromkeys(names))
-    is_one = len(services) == 1 and services != [EVERYTHING]
-    is_plain = is_one and not times
-    asked = {
-        "service": services[0] if len(services) == 1 else services,
-        **({"lines": lines if lines is not None else LINES_SHOWN} if lines is not None or not chosen else {}),
-        **chosen,
-        **({} if is_plain and not chosen else {"stamps": True}),
-    }
-    show = _LogLines(session, 0 if is_one else max(map(len, services)), times=times, is_plain=is_plain)
+        raise click.UsageError("-f goes on without an end; leave out --until and --run")
+    one = names[0] if len(set(names)) == 1 and names[0] != EVERYTHING else None
+    if lines is None and not chosen:
+        lines = LINES_SHOWN
+    if lines is not None:
+        chosen["lines"] = lines
+    services = EVERYTHING if EVERYTHING in names else one or list(dict.fromkeys(names))
+    asked = {"service": services, "stamps": True, **chosen}
+    if one and not times:
+        return _plain_logs(session, follow=follow, asked=asked)
     if not follow:
         data = session.call("logs", **asked)
-        session.show(show.data(data), lambda: show.lines(data))
-        show.note_unknown(data)
+        session.show(data, lambda: _stamped(data, times=times, named=one is None))
         return exits.WELL
     for page in session.client().stream("logs", follow=True, **asked):
-        _show_page(session, show.data(page), show.lines(page))
-    raise RegistryError("disconnected", "the registry has ended, and with it this log's stream")
+        _show_page(session, page, _stamped(page, times=times, named=one is None))
+    raise RegistryError("disconnected", _ENDED)
+
+
+def _plain_logs(session: Session, *, follow: bool, asked: dict[str, Any]) -> int:
+    """The lines of one service as it wrote them."""
+    is_chosen = asked.keys() & {"since", "until", "run"}
+    if not is_chosen:
+        del asked["stamps"]
+    if not follow:
+        data = session.call("logs", **asked)
+        texts = [line["line"] for line in data] if is_chosen else data
+        session.show(texts, lambda: texts)
+        if is_chosen and any(line["run"] is None for line in data):
+            note("some of these lines have no index: they are chosen by the times of their file")
+        return exits.WELL
+    for page in session.client().stream("logs", follow=True, **asked):
+        texts = [line["line"] for line in page] if is_chosen else page
+        _show_page(session, texts, texts)
+    raise RegistryError("disconnected", _ENDED)
+
+
+def _stamped(page: list[Record], *, times: bool, named: bool) -> Iterator[str]:
+    """Lines with what is asked for before each: when, of which run, of whom."""
+    width = max((len(line["service"]) for line in page), default=0)
+    for line in page:
+        run = f"#{line['run']}" if line["run"] is not None else words.NONE
+        at = f"{line['at'][:23]}Z" if line["at"] else f"{words.NONE:24}"
+        before = [f"{at} {run:>5}"] if times else []
+        if named:
+            before.append(f"{words.escaped(line['service']):{width}} |")
+        yield " ".join([*before, line["line"]])
 
 
 @click.command()

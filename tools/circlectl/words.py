@@ -107,6 +107,11 @@ def exit_words(ended: Record) -> str:
     return "ended unseen"
 
 
+def last_line(data: Record) -> str | None:
+    """The last of the lines that say something."""
+    return next((line for line in reversed(data.get("lines") or ()) if line.strip()), None)
+
+
 def event(record: Record) -> list[str]:
     """An event as columns: number, time, service, type, and the rest in words."""
     return [
@@ -126,6 +131,8 @@ def _event_parts(record: Record) -> Iterable[str]:
         yield reason({"name": record["service"] or NONE, "reason": record["reason"]})
     if record["type"] == "exited":
         yield exit_words(data)
+    if said := last_line(data):
+        yield f"said last: {escaped(said)}"
     for key, value in data.items():
         if key not in _NOT_FOR_PEOPLE and isinstance(value, str | int | float):
             yield f"{escaped(key)}={_value(value)}"
