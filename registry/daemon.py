@@ -37,8 +37,8 @@ from registry.host.adoption import Survey, kill_command
 from registry.host.capabilities import become_subreaper, detect
 from registry.host.clock import Clock
 from registry.host.health import Attempt, Prober
-from registry.host.machine import Machine, phase
 from registry.host.launch import Launch, LaunchError
+from registry.host.machine import Machine, phase
 from registry.host.process import Runner
 from registry.host.systemd import Systemd
 from registry.journal import Journal, JournalDamaged, JournalError
@@ -234,7 +234,9 @@ class Daemon:
         stack.push_async_callback(prober.close)
         self._runner = Runner(self._folder, capabilities, keeper, self._observe)
         stack.callback(self._runner.close)
-        journal_id = projection.journal_id or secrets.token_hex(8)
+        copied = self._copied_from(projection.started)
+        journal_id = "" if copied else projection.journal_id
+        journal_id = journal_id or secrets.token_hex(8)
         machine = Machine(
             runner=self._runner,
             prober=prober,
@@ -274,7 +276,7 @@ class Daemon:
         else:
             server.bind()
         stack.push_async_callback(server.close)
-        await self._recover(machine, await keeper.connect(), journal_id)
+        await self._recover(machine, await keeper.connect(), journal_id, copied)
         self._runner.listen()
         await server.start()
 
@@ -334,17 +336,20 @@ class Daemon:
 
     # --- recovery ---------------------------------------------------------------------------------
 
-    async def _recover(self, machine: Machine, kept: list[Kept], journal_id: str) -> None:
+    async def _recover(
+        self, machine: Machine, kept: list[Kept], journal_id: str, copied: str | None
+    ) -> None:
         """Say that we are here, take up what lives, declare what the file declares, begin."""
         before = self._registry.committed.started
-        started = self._started(before)
-        created = (
-            [] if before else [ev.JournalCreated(journal_id=journal_id, schema=SCHEMA_VERSION)]
-        )
-        await self._registry.write(*created, started)
+        same_boot = copied is None and before is not None and _same_boot(before)
+        named: list[ev.Event] = []
+        if copied is not None:
+            named = [ev.JournalCopied(journal_id=journal_id, source=copied)]
+        elif before is None:
+            named = [ev.JournalCreated(journal_id=journal_id, schema=SCHEMA_VERSION)]
+        await self._registry.write(*named, self._started(same_boot=same_boot))
         cause = self._registry.committed.seq
         known = set(self._registry.committed.services)
-        same_boot = before is not None and _same_boot(before, started)
         self._declare(cause)
         self._adopt(machine, kept, same_boot=same_boot)
         await self._registry.drain()
@@ -355,18 +360,29 @@ class Daemon:
         self._registry.perform_all()
         await self._registry.drain()
 
-    def _started(self, before: ev.RegistryStarted | None) -> ev.RegistryStarted:
-        started = ev.RegistryStarted(
+    def _copied_from(self, before: ev.RegistryStarted | None) -> str | None:
+        """The journal that ours is a copy of: it still lies where the last registry had it.
+
+        Where that one is gone, ours was moved, or put back from a backup: it is the same registry.
+        """
+        if before is None or not before.path:
+            return None
+        theirs = (before.device, before.inode)
+        is_copy = house.file_of(before.path) == theirs != house.file_of(self._config.journal.path)
+        return before.path if is_copy else None
+
+    def _started(self, *, same_boot: bool) -> ev.RegistryStarted:
+        device, inode = house.file_of(self._config.journal.path) or (0, 0)
+        return ev.RegistryStarted(
             boot_id=proc.boot_id(),
             pid_namespace=proc.pid_namespace(),
             pid=os.getpid(),
             version=package.__version__,
-            fresh=False,
+            fresh=self._registry.committed.orderly or not same_boot,
+            path=os.path.abspath(self._config.journal.path),
+            device=device,
+            inode=inode,
         )
-        fresh = (
-            before is None or self._registry.committed.orderly or not _same_boot(before, started)
-        )
-        return msgspec.structs.replace(started, fresh=fresh)
 
     def _declare(self, cause: int) -> None:
         key = house.digest_key(self._folder)
@@ -438,8 +454,8 @@ class Daemon:
         return f"{running} of {len(services)} services running"
 
 
-def _same_boot(before: ev.RegistryStarted, now: ev.RegistryStarted) -> bool:
-    return before.boot_id == now.boot_id and before.pid_namespace == now.pid_namespace
+def _same_boot(before: ev.RegistryStarted) -> bool:
+    return before.boot_id == proc.boot_id() and before.pid_namespace == proc.pid_namespace()
 
 
 def _digest(definition: Definition, key: bytes) -> str:

@@ -74,6 +74,15 @@ def _holder(journal: Path, pid: str) -> str:
     )
 
 
+def file_of(path: str) -> tuple[int, int] | None:
+    """Device and inode of a file: what tells it from its copies. None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def digest_key(folder: Path) -> bytes:
     """The random key of this registry's digests, made once; only its owner can read it."""
     path = folder / "digest.key"

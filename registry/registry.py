@@ -19,11 +19,11 @@ import msgspec
 from registry.core import checks
 from registry.core import events as ev
 from registry.core import inputs as inp
+from registry.core.decision import Place, decide
 from registry.core.definition import Definition
 from registry.core.duties import Duties, StopDuty, Timer, duties
 from registry.core.lifecycle import Reason, State
 from registry.core.projection import Projection
-from registry.core.decision import Place, decide
 from registry.core.service import HAS_RUN, Service
 
 BATCH_MAX = 64
@@ -31,6 +31,8 @@ BATCH_MAX = 64
 RECENT_MAX = 4096
 """Committed records kept in memory, so that those who follow need not read the file."""
 RETRY_S = 1.0
+LATE_NS = 500_000_000
+"""A timer that comes later than this means that this process stood still: time that nobody watched."""
 HELD_MAX = 20_000
 """Records held while the journal cannot be written; beyond, those of a service become one."""
 
@@ -302,7 +304,7 @@ class Registry:
                 live[name].run or None,
                 None,
                 None,
-                ev.Resynced(events=count, state=msgspec.to_builtins(live[name])),
+                ev.Resynced(events=count, state=_as_json(live[name])),
             )
             for seq, (name, count) in enumerate(counts.items(), first)
             if name is not None
@@ -375,6 +377,16 @@ class Registry:
             self._timers[name] = (timer, handle)
 
     def _timer_due(self, name: str, timer: Timer) -> None:
+        now_ns = self._clock.now().mono_ns
+        service = self._live.services.get(name)
+        stood_still = now_ns - timer.due_ns > LATE_NS
+        if stood_still and service is not None and isinstance(timer.due, inp.StartTimerDue):
+            # it may have become ready, but nobody was there to ask: it is given its time again
+            again_ns = now_ns + int(service.definition.start_timeout_s * 1e9)
+            again = Timer(again_ns, timer.due)
+            handle = self._clock.call_at(again_ns, lambda: self._timer_due(name, again))
+            self._timers[name] = (timer, handle)
+            return
         self._timers.pop(name, None)
         self.observe(name, timer.due)
 
@@ -459,6 +471,12 @@ class Registry:
         for name, run in self._watched.items():
             self._host.unwatch(name, run)
         self._watched.clear()
+
+
+def _as_json(service: Service) -> dict[str, Any]:
+    """A service as it is read back from a journal."""
+    state: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(service))
+    return state
 
 
 def _answer(future: asyncio.Future[Accepted], answer: Accepted | Exception) -> None:

@@ -108,7 +108,7 @@ async def crash(registry):
 
 
 async def written(registry):
-    while registry.degraded_since_ns is not None:
+    while registry.degraded_since_ns is not None:  # noqa: ASYNC110  nothing tells of it
         await asyncio.sleep(0.005)
 
 

@@ -163,7 +163,7 @@ ACTIONS: dict[str, Action] = {
             ServiceParams,
             Role.OWNER,
             "One service in detail.",
-            "service record with definition, checks, last_exit, events",
+            "service record with definition, checks, last_exit, last_words, events",
             (ErrorCode.UNKNOWN_SERVICE,),
         ),
         Action(

@@ -36,8 +36,19 @@ class JournalCreated(Event, frozen=True):
     schema: int
 
 
+class JournalCopied(Event, frozen=True):
+    """It was found to be a copy of the journal at `source`, and is that of another registry from here on."""
+
+    TYPE = "journal_copied"
+    journal_id: str
+    source: str
+
+
 class RegistryStarted(Event, frozen=True):
-    """A supervisor began to write. `fresh`: after an orderly shutdown, in another boot, or the first."""
+    """A supervisor began to write. `fresh`: after an orderly shutdown, in another boot, or the first.
+
+    `path`, `device` and `inode` are those of the journal: by them a copy of it is told.
+    """
 
     TYPE = "registry_started"
     boot_id: str
@@ -45,6 +56,9 @@ class RegistryStarted(Event, frozen=True):
     pid: int
     version: str
     fresh: bool
+    path: str = ""
+    device: int = 0
+    inode: int = 0
 
 
 class RegistryStopped(Event, frozen=True):
@@ -258,6 +272,7 @@ TYPES: dict[str, type[Event]] = {
     kind.TYPE: kind
     for kind in (
         JournalCreated,
+        JournalCopied,
         RegistryStarted,
         RegistryStopped,
         Defined,

@@ -35,7 +35,7 @@ class Projection(msgspec.Struct):
     def _fold_one(self, record: ev.Record) -> None:
         event = record.event
         match event:
-            case ev.JournalCreated():
+            case ev.JournalCreated() | ev.JournalCopied():
                 self.journal_id = event.journal_id
             case ev.RegistryStarted():
                 self.started, self.started_at_ns, self.orderly = event, record.at_ns, False

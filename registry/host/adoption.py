@@ -107,7 +107,11 @@ def _enter(found: Survey, words: list[str], journal_id: str, stat: proc.Stat) ->
             found.commands.append(stat)
         case [journal, service, run] if journal == journal_id and run.isdigit():
             if stat.session == stat.pid:  # others are members of a run that somebody leads
-                found.leaders[service, int(run)] = stat
+                first = found.leaders.get((service, int(run)), stat)
+                # helpers that lead sessions of their own came later
+                found.leaders[service, int(run)] = min(
+                    first, stat, key=lambda each: (each.start_time, each.pid)
+                )
 
 
 def kill_command(stat: proc.Stat) -> None:

@@ -114,6 +114,15 @@ def refusal(error: OSError) -> LaunchError:
     return LaunchError(reason, f"no process could be made: {error.strerror}")
 
 
+def shortage() -> LaunchError | None:
+    """What is in the way where we have no descriptor left: then nobody's files or entries can be found."""
+    try:
+        os.close(os.dup(0))
+    except OSError as error:
+        return refusal(error)
+    return None
+
+
 def open_gate(gate: int) -> bool:
     """Let the process through; False where it is gone already. Closes `gate`."""
     try:

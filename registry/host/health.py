@@ -13,6 +13,7 @@ It holds no rule of the domain: what a failure means, and how many of them, the 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import shlex
@@ -36,6 +37,13 @@ _HEARTBEAT = "heartbeat:"
 _log = logging.getLogger(__name__)
 
 
+class Shortage(OSError):
+    """This process could not ask: it has no descriptor, process or memory left. No fault of a service."""
+
+
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+
+
 class Attempt(msgspec.Struct, frozen=True):
     """One attempt of a check: `error` is one short clause, None when `ok`."""
 
@@ -47,19 +55,26 @@ class Attempt(msgspec.Struct, frozen=True):
 RunCommand = Callable[[tuple[str, ...], float], Awaitable[int]]
 """Runs argv as the service would, in a group of its own, for so many seconds at most; then, and
 when it is cancelled, kills that group. Gives the exit code, or minus the signal's number; raises
-TimeoutError at the limit and OSError when argv cannot run."""
+TimeoutError at the limit, OSError when argv cannot run, and Shortage when nothing can just now."""
 
 Observe = Callable[[str, int, str, Attempt], None]
 """Takes service, run, name of the check, attempt."""
 
 
 async def attempt(check: Check, run_command: RunCommand) -> Attempt:
-    """One attempt of a check that asks (all but `heartbeat:`), `check.timeout_s` long at most."""
+    """One attempt of a check that asks (all but `heartbeat:`), `check.timeout_s` long at most.
+
+    Raises Shortage where it could not be made.
+    """
     loop = asyncio.get_running_loop()
     begun_s = loop.time()
     try:
         error = await _ask(check, run_command)
+    except Shortage:
+        raise
     except OSError as failure:
+        if failure.errno in _SHORTAGES:
+            raise Shortage(failure.errno, failure.strerror) from None
         error = _clause(failure, check.timeout_s)
     except ValueError as failure:
         error = f"bad target: {failure}"
@@ -212,6 +227,10 @@ class _Watch:
         self.task = asyncio.create_task(self._ask_forever()) if self._asked else None
 
     def become_ready(self, phase: float) -> None:
+        if (
+            self._ready
+        ):  # it may be told again and again: that sets no check back to its first place
+            return
         self._ready = True
         for asked in self._asked:
             asked.due_s = self._loop.time() + asked.check.interval_s * phase
@@ -255,11 +274,14 @@ class _Watch:
             timer.cancel()
 
     async def _attempt(self, check: Check) -> Attempt | None:
-        """One attempt, or two where this process stood still in a failed one; None after a bug."""
+        """One attempt, or two where this process stood still in a failed one; None where none could be made."""
         try:
             made = await attempt(check, self._run_command)
             if not made.ok and made.latency_ns > (check.timeout_s + LATE_S) * 1e9:
                 made = await attempt(check, self._run_command)
+        except Shortage as shortage:
+            _log.warning("Check %s of %s was left out: %s", check.name, self._service, shortage)
+            return None
         except Exception:
             _log.exception("Check %s of %s could not be carried out", check.name, self._service)
             return None

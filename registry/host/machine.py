@@ -22,10 +22,11 @@ from registry.core.inputs import (
     SpawnRefused,
     SpawnSucceeded,
 )
+from registry.core.lifecycle import Reason
 from registry.core.service import Service
 from registry.host import adoption, gate, proc
 from registry.host.capabilities import Capabilities
-from registry.host.health import Prober, RunCommand
+from registry.host.health import Prober, RunCommand, Shortage
 from registry.host.launch import Launch, LaunchError, resolve
 from registry.host.members import Process
 from registry.host.process import Runner, ended
@@ -80,6 +81,7 @@ class Machine:
             mark = self.mark(definition.name, run)
             spawned = self._runner.spawn(definition.name, run, mark, launch, definition.logs)
         except LaunchError as error:
+            error = gate.shortage() or error
             return SpawnRefused(run=run, reason=error.reason, message=error.message)
         return SpawnSucceeded(
             run=run, pid=spawned.pid, start_time=spawned.start_time, digest=digest
@@ -108,7 +110,8 @@ class Machine:
                 launch.env[proc.MARK] += f"/{adoption.COMMAND}"
                 return await self._runner.run_command(launch, timeout_s)
             except LaunchError as error:
-                raise OSError(error.message) from None
+                passes = error.reason is Reason.NO_RESOURCES
+                raise (Shortage if passes else OSError)(error.message) from None
 
         return run_command
 

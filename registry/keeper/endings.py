@@ -81,7 +81,15 @@ class Endings:
     async def run(self) -> None:
         """Deal with each of them, without an end."""
         while True:
-            await self._deal_with(await self._known.get())
+            ended = await self._known.get()
+            try:
+                await self._deal_with(ended)
+            except (
+                Exception
+            ) as error:  # no thread or descriptor to be had: not heard, so the next one says it
+                _log.warning(
+                    "what %s, run %d, said last is not known: %s", ended.service, ended.run, error
+                )
 
     def _put(self, ended: OutputEnded) -> None:
         try:

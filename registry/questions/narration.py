@@ -15,6 +15,11 @@ def narrate(record: ev.Record) -> Line | None:
     """The log line of a committed event, or None."""
     name, event = record.service, record.event
     match event:
+        case ev.JournalCopied():
+            return WARN, (
+                f"this journal is a copy of {event.source}: what that one's registry runs is left to it,"
+                " and its services are started here once more"
+            )
         case ev.Spawned():
             return INFO, f"Starting {name} (PID {event.pid})"
         case ev.SpawnFailed():

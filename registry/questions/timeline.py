@@ -56,6 +56,10 @@ def _journal_created(_event: EventRecord, data: _Data) -> str:
     return f"journal {data['journal_id']} created"
 
 
+def _journal_copied(_event: EventRecord, data: _Data) -> str:
+    return f"found to be a copy of {data['source']}; journal {data['journal_id']} from here on"
+
+
 def _registry_started(_event: EventRecord, data: _Data) -> str:
     what = "started" if data["fresh"] else "took over"
     return f"registry {data['version']} {what} (pid {data['pid']})"
@@ -174,6 +178,7 @@ def _signal(number: int) -> str:
 _WORDS: dict[str, Callable[[EventRecord, _Data], str]] = {
     "resynced": _resynced,
     "journal_created": _journal_created,
+    "journal_copied": _journal_copied,
     "registry_started": _registry_started,
     "start_requested": _requested,
     "stop_requested": _requested,

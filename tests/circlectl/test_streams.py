@@ -34,6 +34,77 @@ def test_logs_come_as_they_were_written(fake, circlectl) -> None:
     assert fake.requests[0]["lines"] == 3
 
 
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (["web"], {"service": "web", "lines": 50}),
+        (["web", "web", "-n", "3"], {"service": "web", "lines": 3}),
+        (["web", "--run", "-1"], {"service": "web", "run": -1, "stamps": True}),
+        (
+            ["web", "--since", "5m ago", "--until", "03:14", "-n", "7"],
+            {"service": "web", "since": "5m ago", "until": "03:14", "lines": 7, "stamps": True},
+        ),
+        (["web", "--times"], {"service": "web", "lines": 50, "stamps": True}),
+        (["web", "db"], {"service": ["web", "db"], "lines": 50, "stamps": True}),
+        (["all", "-n", "1"], {"service": "all", "lines": 1, "stamps": True}),
+    ],
+)
+def test_logs_are_the_last_lines_or_those_chosen(fake, circlectl, arguments, asked) -> None:
+    fake.answers["logs"] = [[]]
+    assert circlectl("logs", *arguments).status == 0
+    assert fake.requests == [{"action": "logs", **asked}]
+
+
+def stamped(service: str, line: str, run: int | None = 3) -> dict[str, object]:
+    at = "2026-01-02T03:04:05.678901Z" if run is not None else None
+    return {"service": service, "at": at, "run": run, "line": line}
+
+
+def test_lines_of_several_services_have_the_name_before_them(fake, circlectl, stream) -> None:
+    lines = [stamped("web", "one"), stamped("db", "two", None)]
+    fake.answers["logs"] = [lines, lines, stream([lines]), lines]
+    assert circlectl("logs", "web", "db").out == "web | one\ndb  | two\n"
+    assert circlectl("logs", "web", "db", "-t").out == (
+        "2026-01-02T03:04:05.678Z    #3 web | one\n-                            - db  | two\n"
+    )
+    assert circlectl("logs", "web", "db", "-f").out == "web | one\ndb  | two\n"
+    assert json.loads(circlectl("logs", "web", "db", "--json").out) == lines
+
+
+def test_chosen_lines_come_as_they_were_written_and_doubt_is_said(fake, circlectl, stream) -> None:
+    lines = [stamped("web", "one", None), stamped("web", "two")]
+    fake.answers["logs"] = [lines, lines[1:], lines[1:], stream([lines])]
+    ended = circlectl("logs", "web", "--since", "03:14")
+    assert ended.out == "one\ntwo\n"
+    assert ended.err == (
+        "circlectl: some of these lines have no index: they are chosen by the times of their file\n"
+    )
+    assert circlectl("logs", "web", "--run", "3") == (0, "two\n", "")
+    assert circlectl("logs", "web", "--run", "3", "--json").out == '["two"]\n'
+    assert circlectl("logs", "web", "--since", "03:14", "-f").out == "one\ntwo\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "Missing argument 'NAME...'"),
+        (["web", "--since", "yesterday"], "'yesterday' is not a time; write for example"),
+        (["web", "-f", "--until", "03:14"], "leave out --until and --run"),
+        (["web", "-f", "--run", "1"], "leave out --until and --run"),
+    ],
+)
+def test_logs_that_make_no_sense_are_wrong_usage(circlectl, arguments, words) -> None:
+    ended = circlectl("logs", *arguments)
+    assert ended.status == 2
+    assert words in ended.err
+
+
+def test_last_words_are_the_last_line_that_says_something(fake, circlectl, event) -> None:
+    data = {"lines": ["Traceback", "ValueError: \033[1mno", ""]}
+    fake.answers["events"] = [[event(7, type="output_ended", source=None, dest=None, data=data)]]
+    assert "said last: ValueError: \\x1b[1mno" in circlectl("events").out
+
+
 def test_logs_as_json_are_an_array_and_followed_a_line_each(fake, circlectl, stream) -> None:
     fake.answers["logs"] = [["a", "b"], stream([["a", "b"], ["c\n"]])]
     assert circlectl("logs", "web", "--json").out == '["a","b"]\n'

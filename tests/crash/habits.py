@@ -55,7 +55,8 @@ def rest() -> None:
 
 
 def once() -> None:
-    """Has run: that is all."""
+    """Has run: that is all, but for a moment in which it can be asked again."""
+    time.sleep(between(0, 0.06))
 
 
 def write() -> None:

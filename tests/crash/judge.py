@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import msgspec
@@ -120,6 +121,10 @@ class Judge:
     def _judge_doubled(self) -> None:
         for line in self._world.lines("doubled"):
             raise self.violation(line.split("/")[1], f"two runs at once: {line}")
+        for name in self._world.services:
+            marks = Counter(line.split()[0] for line in self._world.executions(name))
+            if twice := [mark for mark, count in marks.items() if count > 1]:
+                raise self.violation(name, f"executed twice: {twice}")
 
     # --- the journal ------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 DEADLINE_S = 10.0
 STOP_TIMEOUT_S = 0.4
-DELAY_MAX_S = 0.5
+DELAY_MAX_S = 0.3
 SETTLED_WITHIN_S = STOP_TIMEOUT_S + DELAY_MAX_S * 1.1 + 5
 """What issue 3 promises: stop timeout + delay_max (with its jitter) + 5 s."""
 
@@ -44,6 +44,7 @@ class Habit(NamedTuple):
 
 
 HABITS: dict[str, Habit] = {
+    "once": Habit(6, 'restart = "Never"', is_steady=False),
     "rest": Habit(4),
     "write": Habit(4),
     "talk": Habit(2, is_steady=False),
@@ -58,7 +59,6 @@ HABITS: dict[str, Habit] = {
     "probed": Habit(
         2, 'health_check = { target = "cmd:test -d ran", interval = "500ms", failures = 20 }'
     ),
-    "once": Habit(6, 'restart = "Never"', is_steady=False),
 }
 PROGRAMS = {"probed": "rest"}
 SERVICES = {f"{name}-{n}": name for name, habit in HABITS.items() for n in range(habit.number)}
@@ -103,7 +103,7 @@ class World:
     def _configuration(self) -> str:
         defaults = (
             f'stop = "{STOP_TIMEOUT_S * 1000:.0f}ms"\n'
-            f'restart = {{ delay = "200ms", delay_max = "{DELAY_MAX_S * 1000:.0f}ms" }}\n'
+            f'restart = {{ delay = "100ms", delay_max = "{DELAY_MAX_S * 1000:.0f}ms" }}\n'
             'logs = { size_max = "20KB", files_max = 100 }\n'
         )
         head = f'[registry]\nsocket = "{self.socket}"\n[defaults]\n{defaults}'

@@ -16,10 +16,10 @@ import msgspec
 from registry.core import events as ev
 from registry.core import inputs as inp
 from registry.core.checks import Tally, count
+from registry.core.decision import Place, decide
 from registry.core.definition import Check, Definition, OnFailure, Policy, Restart
 from registry.core.lifecycle import Reason
 from registry.core.projection import Projection
-from registry.core.decision import Place, decide
 from registry.core.service import Service, evolve
 from registry.journal import Journal
 from registry.questions.records import event_record, service_record
@@ -82,6 +82,15 @@ class Story:
         self.records.append(record)
         return seq
 
+    def resync(self, name: str, events: int) -> None:
+        """The whole state of a service, in place of events that could not be written."""
+        service, seq = self.services[name], len(self.records) + 1
+        event = ev.Resynced(events=events, state=json.loads(msgspec.json.encode(service)))
+        now = self.now
+        record = ev.Record(seq, now.at_ns, now.mono_ns, seq, name, service.run, None, None, event)
+        evolve(service, record)
+        self.records.append(record)
+
     def begin(self, boot: str, pid: int, *, fresh: bool) -> int:
         """A registry takes the journal up; the number of the event that says so."""
         self.tallies.clear()
@@ -142,6 +151,7 @@ def tell_story() -> list[ev.Record]:
     _second_registry(story)
     _shutdown(story)
     _third_registry(story)
+    _a_copy(story)
     return story.records
 
 
@@ -240,6 +250,18 @@ def _third_registry(story: Story) -> None:
     story.end("worker", 7)
     story.spawn("worker", 520)
     story.end("worker", 7)  # waits for its next restart
+
+
+def _a_copy(story: Story) -> None:
+    """The file was copied, and is another registry's; then the disk was full for a while."""
+    story.wait(600)
+    story.say(ev.JournalCopied(journal_id="golden-2", source="/srv/first/var/registry.db"))
+    story.begin("boot-2", 303, fresh=True)
+    run = story.services["web"].run
+    story.tell("web", inp.RunFound(run=run + 1, pid=610, start_time=6100))
+    story.tell("web", inp.OutputEnded(run=run, cause=None, lines=("Out of cheese.",), dropped=12))
+    story.resync("web", events=3)
+    story.say(ev.RegistryStopped(kept=True))
 
 
 def answers(records: list[ev.Record]) -> dict[str, object]:

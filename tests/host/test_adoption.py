@@ -122,6 +122,8 @@ def adopt(
     service = Service(Definition("s", ("/bin/true",)), run=1, pid=pid, start_time=start_time)
     service.state = state
     service.running_ns = 1 if state is State.RUNNING else None
+    if pidfd is not None:
+        host.runner.kept("s", 1)  # it comes from the keeper
     return machine.adopt(service, pidfd, same_boot=same_boot)
 
 

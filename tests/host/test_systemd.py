@@ -91,7 +91,9 @@ async def test_the_watchdog_is_told_at_least_twice_in_each_interval(manager):
     assert 6 <= len(heard) <= 10
 
 
-@pytest.mark.parametrize("address", ["", "/nowhere/at/all", "@nobody-listens-here", "vsock:2:1", "x"])
+@pytest.mark.parametrize(
+    "address", ["", "/nowhere/at/all", "@nobody-listens-here", "vsock:2:1", "x"]
+)
 def test_a_manager_that_is_not_there_is_no_trouble(address):
     Systemd({"NOTIFY_SOCKET": address} if address else {}).tell("READY=1")
 

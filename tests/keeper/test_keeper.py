@@ -428,3 +428,39 @@ def test_a_wrong_command_line_is_one_sentence(program) -> None:
         [sys.executable, program, "--x"], capture_output=True, text=True, check=False
     )
     assert (found.returncode, found.stderr.count("\n")) == (os.EX_USAGE, 1)
+
+
+async def test_an_ended_output_is_told_to_every_daemon_until_one_has_taken_note(
+    make_side, make_output, log, is_dead
+) -> None:
+    first, output = make_side(hears=False), make_output()
+    await first.connect()
+    first.keep("web", 2, output.reader, None, log)
+    output.write("alas\n")
+    output.end()
+    assert await first.ended.get() == ("web", 2, 0)
+    pid = first.pid
+    first._disconnect()  # it dies: not a word more
+    second = make_side(hears=False)
+    [kept] = await second.connect()
+    assert second.pid == pid, "there was nothing else to keep, and yet it stayed"
+    assert (kept.service, kept.run, kept.output_fd, kept.log) == ("web", 2, None, log)
+    assert await second.ended.get() == ("web", 2, 0)
+    second.heard("web", 2)
+    await answered(second)
+    second._disconnect()
+    third = make_side()
+    assert [kept for kept in await third.connect() if kept.service == "web"] == []
+
+
+async def test_a_daemon_that_leaves_wants_to_be_told_nothing_more(
+    make_side, make_output, log, is_dead
+) -> None:
+    side, output = make_side(hears=False), make_output()
+    await side.connect()
+    side.keep("web", 2, output.reader, None, log)
+    output.end()
+    await side.ended.get()
+    pid = side.pid
+    side.close()
+    is_dead(pid)

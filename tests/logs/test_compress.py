@@ -137,7 +137,7 @@ def test_killed_between_rename_and_unlink_nothing_is_read_twice(path, output, mo
     fill(path, output).close()
     begun = run(path)
     with monkeypatch.context() as patched:
-        patched.setattr(compress.os, "unlink", lambda _name: 1 / 0)
+        patched.setattr(os, "unlink", lambda _name: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             begun.finish()
     assert Path(f"{path}.2").exists()
@@ -183,3 +183,33 @@ def test_a_damaged_compressed_file_ends_where_the_damage_begins(path, output) ->
     assert [x.text for x in select_lines(Path(path), 99, Selection(first_ns=0))] == everything(
         path
     )[5:]
+
+
+def test_on_a_full_disk_compressed_files_go_first_too(path, output, monkeypatch) -> None:
+    """The oldest file is the one that makes room, whatever it is; nothing else is lost for it."""
+    log = fill(path, output)
+    compress_all(path)
+    real = os.splice
+    refused = iter([28, 28])  # ENOSPC, twice
+
+    def full(*arguments: int, **named: int) -> int:
+        if number := next(refused, 0):
+            raise OSError(number, os.strerror(number))
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(os, "splice", full)
+    write(log, output, "line 0040\n")
+    log.close()
+    assert log.dropped == 0
+    assert "web.log.7.gz" not in names(path)
+    assert not Path(f"{path}.8.index").exists()
+    assert tail(Path(path), 1000) == [*everything(path), "line 0040"][10:]
+
+
+def test_without_room_to_compress_the_plain_file_stays(path, output, monkeypatch) -> None:
+    fill(path, output).close()
+    program = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10)); "
+    monkeypatch.setattr(compress, "_PROGRAM", program + compress._PROGRAM)
+    assert not run(path).finish()
+    assert tail(Path(path), 1000) == everything(path)
+    assert not list(Path(path).parent.glob("*.tmp"))

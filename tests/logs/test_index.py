@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.logs import files, read
+from registry.logs import read
 from registry.logs.files import LogFile
 from registry.logs.index import FREE, RESOLUTION_NS, SIZE, index_path
 from registry.logs.read import Selection, last_words, select, select_and_follow
@@ -28,7 +28,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(files.time, "time_ns", made)
+    monkeypatch.setattr("registry.logs.files.time.time_ns", made)
     return made
 
 

@@ -35,7 +35,7 @@ def test_the_timeline_tells_every_event_in_a_line(journal: Path, replay) -> None
     answer = replay(journal)
     rows = answer.out.splitlines()
     assert answer.status == 0
-    assert _numbers(answer.out) == list(range(1, 116))
+    assert _numbers(answer.out) == list(range(1, 123))
     for row in (
         "  2  2026-01-02T03:00:00.000Z  -        registry 0.1.0 started (pid 300)",
         " 18  2026-01-02T03:00:00.017Z  migrate  Running -> Stopped  exited with code 0 (run 1)",
@@ -95,7 +95,7 @@ def test_an_event_of_a_type_that_is_not_known_is_told_by_its_name(story: list[Re
 
 def test_json_is_a_line_an_event_with_every_key(journal: Path, story: list[Record], replay) -> None:
     events = [json.loads(row) for row in replay(journal, "--json").out.splitlines()]
-    assert [list(event) for event in events] == [KEYS] * 115
+    assert [list(event) for event in events] == [KEYS] * 122
     assert events == json.loads(msgspec.json.encode([event_record(record) for record in story]))
 
 
@@ -136,7 +136,7 @@ def test_nothing_found_is_said(journal: Path, replay) -> None:
 # --- the services at a moment ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seq", [0, 1, 7, 34, 48, 69, 78, 97, 115])
+@pytest.mark.parametrize("seq", [0, 1, 7, 34, 48, 69, 78, 97, 122])
 def test_the_state_after_an_event_is_the_fold_up_to_it(
     journal: Path, story: list[Record], replay, seq: int
 ) -> None:
@@ -152,7 +152,7 @@ def test_the_state_after_an_event_is_the_fold_up_to_it(
         ("2026-01-02T03:00:30.019Z", 21),
         ("2026-01-02T03:00:30Z", 24),
         ("2026-01-02 03:30", 87),
-        ("2030-01-01 00:00", 115),
+        ("2030-01-01 00:00", 122),
     ],
 )
 def test_the_state_at_a_time_includes_the_last_event_not_later(
@@ -185,7 +185,7 @@ def test_the_table_says_when_and_leaves_out_what_is_always_null(journal: Path, r
         "web     Starting  2026-01-02T03:01:45.843000Z  never_ran      up      2362  4    unknown  2",
         "worker  Failed    2026-01-02T03:00:35.229000Z  restart_limit  up      -     3    -        2",
     ]
-    assert "NEXT RESTART AT\n" in replay(journal, "--at", "seq:115").out
+    assert "NEXT RESTART AT\n" in replay(journal, "--at", "seq:122").out
 
 
 def test_the_table_says_where_no_registry_ran(journal: Path, replay) -> None:
@@ -205,7 +205,7 @@ def test_the_table_says_where_no_registry_ran(journal: Path, replay) -> None:
     [
         (["-s", "wbe"], 1, "it does not tell of a service 'wbe'; did you mean 'web'?"),
         (["-s", "x"], 1, "service 'x'; there are cache, mailer, migrate, web, worker"),
-        (["--at", "seq:116"], 1, "it has no event 116: its last is event 115"),
+        (["--at", "seq:123"], 1, "it has no event 123: its last is event 122"),
         (["--at", "soon"], 2, "'soon' is not a time; write for example 2026-01-02T03:04:05Z, "),
         (["--since", "seq:4"], 2, "'seq:4' is not a time; write for example"),
         (["--head", "a" * 40], 2, "--head goes with --verify: add it"),

@@ -39,7 +39,9 @@ GONE = {
 def test_when_it_is_finally_gone_the_others_stop_orderly_and_the_status_is_10(box, how):
     keys, reason = GONE[how]
     box.configure(
-        service("main", keys) + service("aside", SLEEP) + service("off", f"{SLEEP}\nautostart = false")
+        service("main", keys)
+        + service("aside", SLEEP)
+        + service("off", f"{SLEEP}\nautostart = false")
     )
     box.start()
     box.wait_status("main", "Running")
@@ -60,7 +62,9 @@ def test_when_it_is_finally_gone_the_others_stop_orderly_and_the_status_is_10(bo
 
 
 def test_one_that_cannot_be_started_ends_it_too(box):
-    box.configure(service("main", 'cmd = ["./nowhere"]\nessential = true') + service("aside", SLEEP))
+    box.configure(
+        service("main", 'cmd = ["./nowhere"]\nessential = true') + service("aside", SLEEP)
+    )
     box.daemon = box.spawn("--config", "etc/services.toml")
     assert box.daemon.wait(10) == EX_ESSENTIAL
     assert "Essential service main is gone (program_missing)" in box.errors.read_text()
@@ -68,7 +72,9 @@ def test_one_that_cannot_be_started_ends_it_too(box):
 
 
 def test_one_that_is_gone_when_nobody_supervised_ends_the_next(box):
-    box.configure(service("main", when_told("exit 4") + '\nrestart = "Never"') + service("aside", SLEEP))
+    box.configure(
+        service("main", when_told("exit 4") + '\nrestart = "Never"') + service("aside", SLEEP)
+    )
     box.start()
     pid = box.wait_status("main", "Running")["pid"]
     aside = box.wait_status("aside", "Running")["pid"]

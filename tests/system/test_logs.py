@@ -143,7 +143,9 @@ time.sleep(1000)
     box.start()
     folder = box.folder / "logs"
     box.wait_for(lambda: box.data("logs", service="much", lines=1) == ["end"], "all is written")
-    files = [path for path in folder.glob("much.log*") if path.suffix in (".log", ".1", ".2", ".gz")]
+    files = [
+        path for path in folder.glob("much.log*") if path.suffix in (".log", ".1", ".2", ".gz")
+    ]
     assert len(files) == 3
     assert all(path.stat().st_size <= 8000 for path in files)
     lines = box.data("logs", service="much", lines=1000)
@@ -181,3 +183,117 @@ def test_a_log_folder_that_cannot_be_written_stops_no_service(box):
     box.wait_for((box.folder / "logs" / "count.log").exists, "it is logged again")
     box.data("stop", service="count", wait=True)
     box.wait_for(lambda: "were dropped" in box.errors.read_text(), "what was lost is told")
+
+
+THREE_RUNS = (
+    '["sh", "-c", "echo run $CIRCLEOSD_RUN; echo why >&2; test -e done && exec sleep 1000;'
+    ' test -e again && touch done; touch again; exit 3"]'
+)
+
+
+def test_logs_are_found_by_run_and_by_time(box):
+    box.configure(
+        f'[[service]]\nname = "a"\ncmd = {THREE_RUNS}\nrestart = {{ delay = 0.01 }}\n'
+        '[[service]]\nname = "b"\ncmd = ["sh", "-c", "echo of b; exec sleep 1000"]\n'
+    )
+    box.start()
+    box.wait_status("a", "Running", run=3)
+    box.wait_for(lambda: len(box.data("logs", service="a")) == 6, "all has been said")
+    box.wait_for(lambda: box.data("logs", service="b") == ["of b"], "b has spoken")
+    for run, number in ((1, 1), (3, 3), (0, 3), (-1, 2), (-2, 1)):
+        said = box.data("logs", service="a", run=run)
+        assert [line.rpartition("/")[2] for line in said] == [str(number), "why"], run
+    ended = box.last("a", "exited")["at"]
+    after = box.data("logs", service="a", since=ended, stamps=True)
+    assert {line["run"] for line in after} <= {2, 3}
+    assert after[-1]["run"] == 3
+    assert box.data("logs", service="a", until="1h ago") == []
+    merged = box.data("logs", service=["a", "b"])
+    assert sorted(line["service"] for line in merged) == ["a"] * 6 + ["b"]
+    times = [line["at"] for line in merged]
+    assert None not in times
+    assert times == sorted(times)
+    assert box.data("logs", service="all", lines=2) == merged[-2:]
+
+
+def test_what_cannot_be_asked_of_logs_is_refused_with_a_sentence(box):
+    box.configure('[[service]]\nname = "a"\ncmd = ["sleep", "1000"]\n')
+    box.start()
+    box.wait_status("a", "Running")
+    for wrong, words in (
+        ({"since": "yesterday"}, "since: 'yesterday' is not a time"),
+        ({"run": 2}, "service 'a' has no run 2; its latest is run 1"),
+        ({"run": -1}, "has no run -1"),
+        ({"follow": True, "run": 1}, "follow: goes on"),
+    ):
+        error = box.ask("logs", service="a", **wrong)["error"]
+        assert error["code"] == "invalid_params"
+        assert words in error["message"]
+
+
+def test_the_last_words_of_a_run_that_ended_ill_are_in_the_journal(box):
+    box.configure(f'[[service]]\nname = "a"\ncmd = {THREE_RUNS}\nrestart = {{ delay = 0.01 }}\n')
+    box.start()
+    box.wait_status("a", "Running", run=3)
+    box.wait_for(lambda: len(box.events("a", "output_ended")) == 2, "both are told")
+    for event, exited in zip(
+        box.events("a", "output_ended"), box.events("a", "exited"), strict=True
+    ):
+        assert (event["run"], event["cause"]) == (exited["run"], exited["seq"])
+        assert event["data"]["lines"][0].endswith(f"/{event['run']}")
+        assert event["data"]["lines"][1:] == ["why"]
+    words = box.data("status", service="a")["last_words"]
+    assert (words["run"], words["lines"][-1], words["dropped"]) == (2, "why", 0)
+    box.verify()
+
+
+def test_of_a_clean_end_and_of_a_stop_nothing_is_said(box):
+    once = 'cmd = ["echo", "done"]\nrestart = "Never"'
+    box.configure(
+        f'[[service]]\nname = "once"\n{once}\n'
+        '[[service]]\nname = "stopped"\ncmd = ["sh", "-c", "echo up; exec sleep 1000"]\n'
+        '[[service]]\nname = "ill"\ncmd = ["sh", "-c", "echo ill; exit 1"]\nautostart = false\n'
+        'restart = "Never"\n'
+    )
+    box.start()
+    box.wait_status("once", "Stopped")
+    box.data("stop", service="stopped", wait=True)
+    box.data("start", service="ill", wait=True)
+    box.wait_for(lambda: box.events("ill", "output_ended"), "what comes after has been dealt with")
+    assert {event["service"] for event in box.events(type="output_ended")} == {"ill"}
+
+
+def test_last_words_said_while_the_registry_is_down_are_told_once_by_the_next(box):
+    box.configure(
+        '[[service]]\nname = "a"\nrestart = "Never"\n'
+        'cmd = ["sh", "-c", "echo begun; while test ! -e go; do sleep 0.02; done; echo alas; exit 7"]\n'
+    )
+    box.start()
+    box.wait_for(lambda: box.log("a") == "begun\n", "it runs")
+    box.kill()
+    (box.folder / "go").touch()
+    box.wait_for(lambda: box.log("a") == "begun\nalas\n", "it has ended")
+    for _ in range(3):
+        box.start()
+        box.wait_for(lambda: box.events("a", "output_ended"), "it is told")
+        box.kill()
+    box.start()
+    (event,) = box.events("a", "output_ended")
+    assert event["data"]["lines"] == ["begun", "alas"]
+
+
+def test_old_logs_are_compressed_and_read_all_the_same(box):
+    text = """
+import time
+for n in range(5000):
+    print(f"{n:09}", flush=True)
+time.sleep(1000)
+"""
+    logs = "logs = { size_max = 5000, files_max = 20 }"
+    box.configure(f'[[service]]\nname = "much"\ncmd = {box.python("much", text)}\n{logs}\n')
+    box.start()
+    folder = box.folder / "var" / "log"
+    box.wait_for(lambda: len(list(folder.glob("much.log.*.gz"))) == 8, "all but two are compressed")
+    expected = [f"{n:09}" for n in range(5000)]
+    assert box.data("logs", service="much", lines=5000) == expected
+    assert box.data("logs", service="much", run=1) == expected

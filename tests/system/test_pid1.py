@@ -73,7 +73,9 @@ def outer_pid(inner_root: int, inner: int) -> int | None:
 
 
 def test_services_are_supervised_and_stopped_orderly(box):
-    box.configure(service("one", SLEEP) + service("family", 'cmd = ["sh", "-c", "sleep 999 & wait"]'))
+    box.configure(
+        service("one", SLEEP) + service("family", 'cmd = ["sh", "-c", "sleep 999 & wait"]')
+    )
     outer = start_as_pid_1(box)
     assert box.data("version")["pid"] == 1
     one = box.wait_status("one", "Running")["pid"]
@@ -109,10 +111,8 @@ time.sleep(1000)
     )
     box.configure(service("one", f'cmd = ["{sys.executable}", "-I", "{orphans}"]'))
     outer = start_as_pid_1(box)
-    stranger = subprocess.Popen(
-        ["nsenter", "--target", str(outer), *(["--user"] if USER else []), "--pid", "--mount"]
-        + [f"--wd={box.folder}", sys.executable, "-I", str(orphans)]
-    )
+    enter = ["nsenter", "--target", str(outer), *(["--user"] if USER else []), "--pid", "--mount"]
+    stranger = subprocess.Popen([*enter, f"--wd={box.folder}", sys.executable, "-I", str(orphans)])
     try:
         for name in ("made.one", "made.stranger"):
             box.wait_for((box.folder / name).exists, f"{name}: all orphans are made")

@@ -8,7 +8,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,20 +133,44 @@ def test_after_a_reboot_or_in_another_namespace_pids_and_start_times_say_nothing
     assert is_untouched(box, stranger)
 
 
-def test_a_stranger_that_only_has_the_mark_is_no_run(box, stranger):
-    """Another user's, or none of the leaders: the variable alone, inherited by whoever was started from a run."""
+UNWRITABLE = """
+import os
+from registry.journal.journal import Journal, JournalError
+append = Journal.append
+
+async def append_or_fail(self, records):
+    if os.path.exists("full"):
+        raise JournalError("no space")
+    await append(self, records)
+
+Journal.append = append_or_fail
+from registry.__main__ import main
+main()
+"""
+
+
+def test_a_helper_with_a_session_of_its_own_is_not_taken_for_the_run_that_started_it(box):
+    """It has the mark and leads, as the run does; the journal, which could not be written, knows neither."""
     text = """
-import os, subprocess
-subprocess.Popen(["setsid", "sh", "-c", "echo $$ >left; exec sleep 1000"]).wait()
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    open(f"helper.{os.getppid()}", "w").close()
+    time.sleep(1000)
+time.sleep(1000)
 """
     box.configure(service("app", f"cmd = {box.python('app', text)}"))
-    box.start()
-    box.wait_lines("left", 1)
+    box.start(program=(str(box.program("unwritable", UNWRITABLE)),))
+    pid = box.wait_status("app", "Running")["pid"]
+    (box.folder / "full").touch()
+    os.kill(pid, signal.SIGKILL)
+    pid = box.wait_status("app", "Running", run=2)["pid"]
+    box.wait_for((box.folder / f"helper.{pid}").exists, "its helper runs")
     box.kill()
+    (box.folder / "full").unlink()
     box.start()
-    assert box.events("app", "adopted")[-1]["data"]["pid"] == box.service("app")["pid"]
-    assert box.service("app")["run"] == 1
-    assert is_untouched(box, stranger)
+    adopted = box.last("app", "adopted")
+    assert (adopted["reason"], adopted["data"]["pid"], adopted["run"]) == ("unjournaled", pid, 2)
 
 
 # --- two registries on one machine ----------------------------------------------------------------
@@ -156,16 +179,14 @@ subprocess.Popen(["setsid", "sh", "-c", "echo $$ >left; exec sleep 1000"]).wait(
 class Copy:
     """A second registry, whose folder is a copy of another's; the test's box has its own name for it."""
 
-    def __init__(self, box, folder: Path, daemon_of=None) -> None:
+    def __init__(self, box, folder: Path) -> None:
         shutil.copytree(box.folder / "var", folder / "var", ignore=shutil.ignore_patterns("*.sock"))
         self.box = type(box)(folder)
-        self.box.configure(
-            (box.folder / "etc" / "services.toml").read_text().split("\n", 2)[2]
-        )
+        self.box.configure((box.folder / "etc" / "services.toml").read_text().split("\n", 2)[2])
 
 
 @pytest.fixture
-def second(box, tmp_path_factory) -> Iterator[Any]:
+def second(box) -> Iterator[Any]:
     """Makes a copy of `box`'s journal with a registry of its own."""
     made: list[Any] = []
 
@@ -183,8 +204,10 @@ def second(box, tmp_path_factory) -> Iterator[Any]:
 
 def test_a_copy_of_a_running_registrys_journal_is_another_registry(box, second):
     """It neither adopts nor signals what the first one runs, has a name of its own, and says so."""
-    check = """health_check = { target = "cmd:sh -c 'echo >>asked; sleep 0.2'", interval = "50ms" }"""
-    box.configure(service("app", SLEEP) + service("checked", f"{SLEEP}\n{check}\nstop = \"1s\""))
+    check = (
+        """health_check = { target = "cmd:sh -c 'echo >>asked; sleep 0.2'", interval = "50ms" }"""
+    )
+    box.configure(service("app", SLEEP) + service("checked", f'{SLEEP}\n{check}\nstop = "1s"'))
     box.start()
     pids = {name: box.wait_status(name, "Running")["pid"] for name in ("app", "checked")}
     copy = second()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ import pytest
 pytestmark = pytest.mark.platform("linux")
 
 SLEEP = 'cmd = ["sleep", "1000"]'
-ENVIRONMENT = 'cmd = ["sh", "-c", "tr \'\\\\0\' \'\\\\n\' </proc/self/environ >environ.$CIRCLEOSD_SERVICE; exec sleep 1000"]'
+SHOW = "import os; open('environ.{}', 'w').write(repr(dict(os.environ)))"
 
 
 def service(name: str, keys: str) -> str:
@@ -144,15 +146,18 @@ main()
 
 
 def test_services_checks_and_the_keeper_inherit_none_of_it(box):
-    check = """health_check = { target = "cmd:sh -c 'tr \\\\\\\\0 \\\\\\\\n </proc/self/environ >environ.check'", interval = "50ms" }"""
-    box.configure(service("one", f"{ENVIRONMENT}\n{check}"))
+    show = f"{sys.executable} -I {box.program('show_check', SHOW.format('check'))}"
+    program = SHOW.format("one") + "\nimport time; time.sleep(1000)"
+    check = f'health_check = {{ target = "cmd:{show}", interval = "50ms" }}'
+    box.configure(service("one", f"cmd = {box.python('one', program)}\n{check}"))
     with listening(str(box.folder / "n")) as manager:
         box.start(NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="5000000")
         box.wait_status("one", "Running")
         keeper = Path(f"/proc/{box.keeper_pid()}/environ").read_text()
-        environments = [*box.wait_lines("environ.one", 3), *box.wait_lines("environ.check", 3)]
-    text = "\n".join([*environments, keeper])
-    assert "CIRCLEOSD_SERVICE=one" in text
+        shown = [*box.wait_lines("environ.one", 1), *box.wait_lines("environ.check", 1)]
+    text = "\n".join([*shown, keeper])
+    assert text.count("'CIRCLEOSD_SERVICE': 'one'") == 2
+    assert "PATH=" in keeper
     assert "NOTIFY_SOCKET" not in text
     assert "WATCHDOG" not in text
 
@@ -168,7 +173,7 @@ def test_the_watchdog_is_told_at_least_twice_in_each_interval(box):
         assert box.stop() == 0
         times = [at for at, line in manager.heard if line == "WATCHDOG=1"]
         stopping = next(at for at, line in manager.heard if line == "STOPPING=1")
-    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(times)]
     assert max(gaps) < 0.35, "each well within the interval, on a machine that is busy, too"
     assert times[-1] > stopping + 0.3
 

@@ -179,7 +179,7 @@ def test_an_exit_after_an_upgrade_is_seen_as_that_of_a_child(box):
 def test_descriptors_and_their_limit_are_the_same_after_many_upgrades(box):
     """What a service may have, too: the soft limit that the registry was started with."""
     box.configure(
-        service("up", SLEEP) + service("limit", 'cmd = ["sh", "-c", "ulimit -Sn; exec sleep 9"]')
+        service("up", SLEEP) + service("limit", 'cmd = ["sh", "-c", "ulimit -Sn; exec sleep 1000"]')
     )
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 777), hard))
@@ -336,7 +336,9 @@ def test_a_signal_to_end_during_an_upgrade_is_not_lost(box, number, moment):
 def test_a_restart_under_way_goes_on_after_an_upgrade(box):
     box.configure(
         service("bad", 'cmd = ["false"]\nrestart = { delay = "400ms" }')
-        + service("deaf", """cmd = ["sh", "-c", "trap '' TERM; touch up; sleep 1000"]\nstop = "1s\"""")
+        + service(
+            "deaf", """cmd = ["sh", "-c", "trap '' TERM; touch up; sleep 1000"]\nstop = "1s\""""
+        )
     )
     box.start()
     box.wait_for((box.folder / "up").exists, "it runs")
