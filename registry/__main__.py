@@ -16,7 +16,8 @@ EX_CONFIG = 78
 
 _EPILOG = """\
 exit status: 0 ended orderly, 2 wrong usage, 10 an essential service is gone, 69 journal or socket
-held by another or not usable, 78 wrong configuration. SIGTERM or Ctrl-C stops every service and ends; a second one hurries.
+held by another or not usable, 78 wrong configuration. SIGTERM or Ctrl-C stops every service and ends;
+a second one hurries.
 """
 
 

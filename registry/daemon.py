@@ -31,9 +31,8 @@ from registry.core import inputs as inp
 from registry.core.definition import Definition
 from registry.core.lifecycle import Reason, State
 from registry.core.projection import Projection
-from registry.core.service import HAS_RUN, Service
+from registry.core.service import Service
 from registry.host import proc
-from registry.host.adoption import Survey, kill_command
 from registry.host.capabilities import become_subreaper, detect
 from registry.host.clock import Clock
 from registry.host.health import Attempt, Prober
@@ -398,28 +397,9 @@ class Daemon:
                 os.close(each.output_fd)  # the keeper's client holds its own
             if each.pidfd is not None:
                 pidfds[each.service, each.run] = each.pidfd
-        survey = machine.survey() if same_boot else Survey({}, [])
-        for command in survey.commands:
-            kill_command(command)
-        latest = {name: run for name, run in sorted(survey.leaders)}
-        for name, service in self._registry.committed.services.items():
-            run = latest.get(name, 0)
-            found = (
-                machine.adopt_unjournaled(service, run, survey.leaders[name, run])
-                if run > service.run
-                else []
-            )
-            if (
-                not found
-                and service.state in HAS_RUN
-                and (service.pid or service.state is State.STOPPING)
-            ):
-                pidfd = pidfds.pop((name, service.run), None)
-                found = machine.adopt(service, pidfd, same_boot=same_boot)
-            for given in found:
-                self._registry.observe(name, given)
-        for pidfd in pidfds.values():
-            os.close(pidfd)
+        services = self._registry.committed.services.values()
+        for name, given in machine.take_up(services, pidfds, same_boot=same_boot):
+            self._registry.observe(name, given)
 
     def _autostart(self, cause: int) -> None:
         """Want each service up or down as its `autostart` says, where that is the one to say."""

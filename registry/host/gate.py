@@ -26,7 +26,8 @@ _ENV = "/usr/bin/env"
 # all but the two that nobody can change: what we ignore, or were started to ignore, is no service's concern
 _SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
-# Arguments: umask, cwd, limit of descriptors (or nothing), argv. Builtins only; what the shell itself set is taken out of the environment.
+# Arguments: umask, cwd, limit of descriptors (or nothing), argv. Builtins only; what the shell itself set
+# is taken out of the environment.
 _SCRIPT = """\
 IFS= read -r CIRCLEOSD_GATE || exit 111
 umask "$1" && cd -P -- "$2" || exit 200

@@ -6,7 +6,7 @@ Translates and forwards: definitions into launches, trouble into observations.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 
 import msgspec
@@ -22,7 +22,7 @@ from registry.core.inputs import (
     SpawnRefused,
     SpawnSucceeded,
 )
-from registry.core.lifecycle import Reason
+from registry.core.lifecycle import Reason, State
 from registry.core.service import Service
 from registry.host import adoption, gate, proc
 from registry.host.capabilities import Capabilities
@@ -125,6 +125,33 @@ class Machine:
 
     # --- after the supervisor's own death ---------------------------------------------------------
 
+    def take_up(
+        self, services: Iterable[Service], pidfds: dict[tuple[str, int], int], *, same_boot: bool
+    ) -> list[tuple[str, Observation]]:
+        """Every run that lives, journaled or not, and how the others ended; a dead registry's checks are ended.
+
+        `pidfds` are the keeper's, by service and run; they are taken over.
+        """
+        survey = adoption.Survey({}, [])
+        if same_boot and self._capabilities.proc:
+            survey = adoption.survey(self._journal_id)
+        for command in survey.commands:
+            adoption.kill_command(command)
+        latest = dict(sorted(survey.leaders))
+        seen: list[tuple[str, Observation]] = []
+        for service in services:
+            found: list[Observation] = []
+            if (run := latest.get(service.name, 0)) > service.run:
+                found = self.adopt_unjournaled(service, run, survey.leaders[service.name, run])
+            has_run = service.pid is not None or service.state is State.STOPPING
+            if not found and has_run:
+                pidfd = pidfds.pop((service.name, service.run), None)
+                found = self.adopt(service, pidfd, same_boot=same_boot)
+            seen += [(service.name, given) for given in found]
+        for pidfd in pidfds.values():
+            os.close(pidfd)
+        return seen
+
     def adopt(self, service: Service, pidfd: int | None, *, same_boot: bool) -> list[Observation]:
         """Take up a run that the journal calls alive, or find out how it ended. Takes over `pidfd`."""
         if not same_boot or not self._capabilities.proc:
@@ -145,11 +172,6 @@ class Machine:
             self._runner.adopt_leftovers(process)
             return []
         return self._adopt_leader(service, process, process.pid)
-
-    def survey(self) -> adoption.Survey:
-        """What runs of this journal's services, by the marks that they carry."""
-        nothing = adoption.Survey({}, [])
-        return adoption.survey(self._journal_id) if self._capabilities.proc else nothing
 
     def adopt_unjournaled(self, service: Service, run: int, stat: proc.Stat) -> list[Observation]:
         """Take up a run that the journal does not know; nothing where it is not surely the service's."""
