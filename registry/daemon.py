@@ -100,9 +100,10 @@ class Daemon:
         loop.add_signal_handler(signal.SIGINT, self._end, End("SIGINT"))
         # a terminal that closes is no reason to leave services unsupervised
         loop.add_signal_handler(signal.SIGHUP, _log.info, "SIGHUP: nothing to do")
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, TO_END)
         async with AsyncExitStack() as stack:
             await self._build(stack)
+            # not before: the journal's threads, which outlive our handlers a little, are to block them for good
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, TO_END)
             async with asyncio.TaskGroup() as tasks:
                 writing = tasks.create_task(self._registry.run())
                 beside = [

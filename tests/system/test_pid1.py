@@ -80,7 +80,9 @@ def test_services_are_supervised_and_stopped_orderly(box):
     assert box.data("version")["pid"] == 1
     one = box.wait_status("one", "Running")["pid"]
     assert one < 1000, "numbers are those of its own namespace"
-    os.kill(outer_pid(outer, one), signal.SIGKILL)
+    known_outside = outer_pid(outer, one)
+    assert known_outside is not None
+    os.kill(known_outside, signal.SIGKILL)
     record = box.wait_status("one", "Running", run=2)
     assert record["restarts"] == 1
     assert box.last("one", "exited")["data"]["signal"] == signal.SIGKILL
