@@ -237,14 +237,10 @@ class LogFile:
 
     def _place_indexes(self) -> None:
         """Bring each index to its file, where a rotation was killed between the two renames."""
-        files = dict(rotated(self.path))
-        files[0] = self.path
-        for number in sorted(files, reverse=True):
-            here, beyond = index_path(self.path, number), index_path(self.path, number + 1)
-            inode = owner(here)
-            strays = inode is not None and _inode(files[number]) != inode
-            if strays and number + 1 in files and _inode(files[number + 1]) == inode:
-                os.rename(here, beyond)
+        for number, name in sorted(rotated(self.path), reverse=True):
+            left = index_path(self.path, number - 1)
+            if owner(left) == _inode(name):
+                os.rename(left, index_path(self.path, number))
 
     def _lock(self, fd: int) -> None:
         found = os.fstat(fd)
