@@ -24,6 +24,7 @@ from registry.core.definition import Definition
 from registry.core.duties import Duties, StopDuty, Timer, duties
 from registry.core.lifecycle import Reason, State
 from registry.core.projection import Projection
+from registry.core.restarts import NS
 from registry.core.service import HAS_RUN, Service
 
 BATCH_MAX = 64
@@ -373,19 +374,18 @@ class Registry:
             present[1].cancel()
             del self._timers[name]
         if timer is not None:
-            handle = self._clock.call_at(timer.due_ns, lambda: self._timer_due(name, timer))
-            self._timers[name] = (timer, handle)
+            self._arm(name, timer, timer.due_ns)
 
-    def _timer_due(self, name: str, timer: Timer) -> None:
+    def _arm(self, name: str, timer: Timer, due_ns: int) -> None:
+        handle = self._clock.call_at(due_ns, lambda: self._timer_due(name, timer, due_ns))
+        self._timers[name] = (timer, handle)
+
+    def _timer_due(self, name: str, timer: Timer, due_ns: int) -> None:
         now_ns = self._clock.now().mono_ns
-        service = self._live.services.get(name)
-        stood_still = now_ns - timer.due_ns > LATE_NS
-        if stood_still and service is not None and isinstance(timer.due, inp.StartTimerDue):
-            # it may have become ready, but nobody was there to ask: it is given its time again
-            again_ns = now_ns + int(service.definition.start_timeout_s * 1e9)
-            again = Timer(again_ns, timer.due)
-            handle = self._clock.call_at(again_ns, lambda: self._timer_due(name, again))
-            self._timers[name] = (timer, handle)
+        if now_ns - due_ns > LATE_NS and isinstance(timer.due, inp.StartTimerDue):
+            # we stood still: it may have become ready, but nobody was there to ask, so it has its time again
+            timeout_s = self._live.services[name].definition.start_timeout_s
+            self._arm(name, timer, now_ns + int(timeout_s * NS))
             return
         self._timers.pop(name, None)
         self.observe(name, timer.due)
