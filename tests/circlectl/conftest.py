@@ -44,7 +44,7 @@ class FakeRegistry:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.answers: dict[str, list[Any]] = {}
+        self.answers: dict[str, list[Any]] = {"version": [{"degraded_since": None}]}
         self.requests: list[dict[str, Any]] = []
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(path)

@@ -47,7 +47,7 @@ def test_list_is_an_aligned_table(fake, circlectl, record) -> None:
 
 @pytest.mark.parametrize("command", ["list", "status", "health"])
 def test_no_services_is_said_and_not_left_to_an_empty_page(fake, circlectl, command) -> None:
-    fake.answers = {"list_services": [[]], "health": [[]]}
+    fake.answers |= {"list_services": [[]], "health": [[]]}
     said = "no services are defined; declare some in the configuration file\n"
     assert circlectl(command) == (0, said, "")
 
@@ -155,6 +155,12 @@ def test_status_without_names_counts_and_tells_who_is_not_well(fake, circlectl, 
 def test_status_without_names_says_when_all_is_well(fake, circlectl, record) -> None:
     fake.answers["list_services"] = [[record()]]
     assert circlectl("status").out.startswith("1 service: 1 Running\nall is well\n\nNAME")
+
+
+def test_status_says_that_the_journal_cannot_be_written(fake, circlectl, record) -> None:
+    fake.answers |= {"list_services": [[record()]], "version": [{"degraded_since": OLD}]}
+    said = f"circlectl: journal degraded since {OLD}, not crash-safe: commands are refused\n"
+    assert circlectl("status").err == said
 
 
 def test_status_all_shows_every_service(fake, circlectl, record) -> None:

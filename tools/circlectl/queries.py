@@ -14,7 +14,7 @@ from registry.client import RegistryError
 
 from . import exits, words
 from .screen import Screen
-from .session import EVERYTHING, Session, common, names, now, write
+from .session import EVERYTHING, Session, common, names, note, now, write
 from .words import NONE, Record, escaped
 
 NO_SERVICES = "no services are defined; declare some in the configuration file"
@@ -82,6 +82,8 @@ def status(session: Session, names: tuple[str, ...]) -> int:
     if not names:
         records = session.call("list_services")
         session.show(records, lambda: _summary(session.screen, records, now()))
+        if since := session.call("version").get("degraded_since"):
+            note(f"journal degraded since {escaped(since)}, not crash-safe: commands are refused")
         return exits.WELL
     found, unknown = _found(session, names)
     if found:
