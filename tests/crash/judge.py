@@ -26,10 +26,15 @@ class Violation(AssertionError):
 
 
 class Before(msgspec.Struct):
-    """How things were when a round began: the main processes, and how often each service was executed."""
+    """How things were when a round began: the main processes, and how often each service was executed.
+
+    `unanswered` counts the commands of the round before that nobody answered: they may be carried out only now,
+    after a stop that takes its time.
+    """
 
     mains: dict[str, Key]
     executions: dict[str, int]
+    unanswered: Counter[str]
 
 
 class Judge:
@@ -39,12 +44,14 @@ class Judge:
         self._world = world
         self.wanted = dict.fromkeys(world.services, UP)
         self._is_first = True
+        self._unanswered: Counter[str] = Counter()
 
     def look(self) -> Before:
         """How things are now."""
         mains = {seen.service: seen.key for seen in self._world.processes() if seen.is_main}
         services = self._world.services
-        return Before(mains, {name: len(self._world.executions(name)) for name in services})
+        executions = {name: len(self._world.executions(name)) for name in services}
+        return Before(mains, executions, self._unanswered)
 
     def after_round(
         self, before: Before, sent: list[Sent], began_s: float, *, both_died: bool
@@ -63,6 +70,7 @@ class Judge:
         self._judge_journal(sent)
         self._judge_logs(both_died=both_died)
         self._is_first = False
+        self._unanswered = Counter(each.service for each in sent if each.seq is None)
         return settled_s
 
     # --- processes --------------------------------------------------------------------------------
@@ -236,10 +244,11 @@ def _wrong_number(
     now = next((each.key for each in seen if each.is_main), None)
     grown = count - before.executions[name]
     ups = [each for each in sent if each.verb in ("start", "restart")]
-    most = len(ups) + (not before.executions[name])
+    late = before.unanswered[name]
+    most = len(ups) + late + (not before.executions[name])
     if grown > most:
         return f"executed {grown} times, and at most {most} times it was to"
-    if not sent and before.executions[name] and now != was:
+    if not sent and not late and before.executions[name] and now != was:
         return f"nobody commanded it, and its process was {was} and is {now}"
     if (
         was is not None
