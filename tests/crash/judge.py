@@ -28,13 +28,13 @@ class Violation(AssertionError):
 class Before(msgspec.Struct):
     """How things were when a round began: the main processes, and how often each service was executed.
 
-    `unanswered` counts the commands of the round before that nobody answered: they may be carried out only now,
+    `unanswered` are the commands of the round before that nobody answered: they may be carried out only now,
     after a stop that takes its time.
     """
 
     mains: dict[str, Key]
     executions: dict[str, int]
-    unanswered: Counter[str]
+    unanswered: list[Sent]
 
 
 class Judge:
@@ -44,7 +44,7 @@ class Judge:
         self._world = world
         self.wanted = dict.fromkeys(world.services, UP)
         self._is_first = True
-        self._unanswered: Counter[str] = Counter()
+        self._unanswered: list[Sent] = []
 
     def look(self) -> Before:
         """How things are now."""
@@ -70,7 +70,7 @@ class Judge:
         self._judge_journal(sent)
         self._judge_logs(both_died=both_died)
         self._is_first = False
-        self._unanswered = Counter(each.service for each in sent if each.seq is None)
+        self._unanswered = [each for each in sent if each.seq is None]
         return settled_s
 
     # --- processes --------------------------------------------------------------------------------
@@ -115,8 +115,10 @@ class Judge:
                 executed = count - before.executions[name] - self._is_first
                 wrong = _wrong_once(seen[name], executed, of_it, both_died=both_died)
             elif HABITS[habit].is_steady:
-                wrong = wrong_steady(seen[name], self.wanted[name], habit) or _wrong_number(
-                    before, count, seen[name], of_it, name
+                wrong = (
+                    wrong_steady(seen[name], self.wanted[name], habit)
+                    or self._unexecuted(seen[name], name)
+                    or _wrong_number(before, count, seen[name], of_it, name)
                 )
             else:
                 wrong = wrong_restless(
@@ -135,6 +137,12 @@ class Judge:
                 raise self.violation(name, f"executed twice: {twice}")
 
     # --- the journal ------------------------------------------------------------------------------
+
+    def _unexecuted(self, seen: list[Seen], name: str) -> str | None:
+        """None where its main process, if any, has said that it executes: only then it is counted."""
+        said = {line.rpartition(" ")[2] for line in self._world.executions(name)}
+        silent = [each.pid for each in seen if each.is_main and str(each.pid) not in said]
+        return f"{silent} have not said that they execute" if silent else None
 
     def _judge_journal(self, sent: list[Sent]) -> None:
         connection = open_for_reading(self._world.journal)
@@ -243,9 +251,9 @@ def _wrong_number(
     was = before.mains.get(name)
     now = next((each.key for each in seen if each.is_main), None)
     grown = count - before.executions[name]
-    ups = [each for each in sent if each.verb in ("start", "restart")]
-    late = before.unanswered[name]
-    most = len(ups) + late + (not before.executions[name])
+    late = [each for each in before.unanswered if each.service == name]
+    ups = [each for each in (*late, *sent) if each.verb in ("start", "restart")]
+    most = len(ups) + (not before.executions[name])
     if grown > most:
         return f"executed {grown} times, and at most {most} times it was to"
     if not sent and not late and before.executions[name] and now != was:
