@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 import signal
@@ -14,10 +15,15 @@ from registry import __version__
 EX_UNAVAILABLE = 69  # sysexits.h: journal or socket is held, or cannot be used
 EX_CONFIG = 78
 
+_NO_WATCHFILES = (
+    "--watch needs the package watchfiles; install it with: "
+    "pip install 'circleosd-service-registry[watch]'"
+)
+
 _EPILOG = """\
 exit status: 0 ended orderly, 2 wrong usage, 10 an essential service is gone, 69 journal or socket
 held by another or not usable, 78 wrong configuration. SIGTERM or Ctrl-C stops every service and ends;
-a second one hurries.
+a second one hurries. SIGHUP takes the configuration up anew, as circlectl apply does.
 """
 
 
@@ -49,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         "--starts", action="store_true", help=argparse.SUPPRESS
     )  # before an upgrade
     parser.add_argument(
+        "--watch", action="store_true", help="apply the configuration whenever its files change"
+    )
+    parser.add_argument(
         "--log-format", choices=("text", "json"), default="text", help="of the log on stderr"
     )
     parser.add_argument("--version", action="version", version=f"service-registry {__version__}")
@@ -71,10 +80,14 @@ def _run(options: argparse.Namespace) -> int:
         import registry.daemon  # noqa: F401  everything that it needs can be imported
 
         return 0
-    return _serve(config, path, as_json=options.log_format == "json")
+    if options.watch and importlib.util.find_spec("watchfiles") is None:
+        print(_NO_WATCHFILES, file=sys.stderr)
+        return EX_UNAVAILABLE
+    as_json = options.log_format == "json"
+    return _serve(config, path, as_json=as_json, watches=options.watch)
 
 
-def _serve(config: object, path: Path, *, as_json: bool) -> int:
+def _serve(config: object, path: Path, *, as_json: bool, watches: bool) -> int:
     from registry.api.unix_socket import SocketError
     from registry.config import Config
     from registry.daemon import TO_END, Upgrade, serve
@@ -89,7 +102,8 @@ def _serve(config: object, path: Path, *, as_json: bool) -> int:
     log = DaemonLog(as_json=as_json)
     log.start()
     try:
-        status = serve(config, f"Loaded {count} service{'' if count == 1 else 's'} from {path}")
+        shown = f"Loaded {count} service{'' if count == 1 else 's'} from {path}"
+        status = serve(config, shown, watches=watches)
     except Upgrade:
         log.stop()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

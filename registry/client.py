@@ -23,7 +23,10 @@ DEFAULT_TIMEOUT_S = 30.0
 """How long an answer may take, beyond what the request itself asks to wait."""
 
 WAIT_S = 60.0
-"""The `timeout` of a command with `wait` that names none; as in `CommandParams`."""
+"""The `timeout` of a command with `wait` that names none; as in `CommandParams` and `ReloadParams`."""
+
+_WAITING = ("reload",)
+"""The actions that wait unless told not to."""
 
 _ANSWER_MAX = 256 * 1024 * 1024
 
@@ -76,7 +79,7 @@ class Client:
             self._lines = _Lines(self.path, self.timeout_s)
         try:
             self._lines.send(_request(action, params))
-            answer = self._lines.next(self.timeout_s + _asked_to_wait_s(params))
+            answer = self._lines.next(self.timeout_s + _asked_to_wait_s(action, params))
         except BaseException:
             # What comes later would be taken for the answer to something else.
             self.close()
@@ -126,7 +129,7 @@ class AsyncClient:
         """The data of the answer. Raises RegistryError; NotRunning when nobody is there to ask."""
         import asyncio
 
-        limit_s = self.timeout_s + _asked_to_wait_s(params)
+        limit_s = self.timeout_s + _asked_to_wait_s(action, params)
         async with self._turn:
             try:
                 async with asyncio.timeout(limit_s):
@@ -254,8 +257,8 @@ def _data(answer: dict[str, Any]) -> Any:
     )
 
 
-def _asked_to_wait_s(params: dict[str, Any]) -> float:
-    if not params.get("wait"):
+def _asked_to_wait_s(action: str, params: dict[str, Any]) -> float:
+    if not params.get("wait", action in _WAITING):
         return 0.0
     timeout = params.get("timeout", WAIT_S)
     return timeout if isinstance(timeout, int | float) else 0.0  # what is wrong, the answer says

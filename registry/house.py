@@ -1,4 +1,4 @@
-"""The registry's own house: its lock, its key, and what it sets for itself before it begins."""
+"""The registry's own house: its lock, its key, its name, and what it sets for itself before it begins."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ import resource
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
+from registry.core.events import RegistryStarted
+from registry.core.projection import Projection
 from registry.host import proc
 
 KEY_BYTES = 32
+_WRITER = "registry.id"
 INHERITED = "CIRCLEOSD_INHERITED"
 
 
@@ -93,13 +98,53 @@ def digest_key(folder: Path) -> bytes:
     if len(key) == KEY_BYTES:
         return key
     key = os.urandom(KEY_BYTES)
+    _write(path, key)
+    return key
+
+
+class Writer(msgspec.Struct, frozen=True):
+    """A registry that writes a journal: the journal's id, and its beginning as it is in the journal.
+
+    Remembered beside the journal, too: when that is damaged, what runs is still found by its mark.
+    """
+
+    journal_id: str
+    started: RegistryStarted
+
+    @classmethod
+    def of(cls, projection: Projection) -> Writer | None:
+        """The last one that wrote a journal; None where the journal does not name itself and that one."""
+        if projection.started is None or not projection.journal_id:
+            return None
+        return cls(projection.journal_id, projection.started)
+
+    def wrote(self, journal: Path) -> bool:
+        """Whether this very file was its journal, whatever is in it now."""
+        return file_of(str(journal)) == (self.started.device, self.started.inode)
+
+
+def remember(folder: Path, writer: Writer) -> None:
+    """Keep in `folder` who writes the journal. Raises OSError."""
+    _write(folder / _WRITER, msgspec.json.encode(writer))
+
+
+def remembered(folder: Path) -> Writer | None:
+    """Who wrote the journal in `folder` last; None where that cannot be read."""
+    try:
+        return msgspec.json.decode((folder / _WRITER).read_bytes(), type=Writer)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace a file that only its owner can read, whole or not at all. Raises OSError."""
     fresh = path.with_suffix(".new")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(key)
+        file.write(data)
+        file.flush()
         os.fsync(descriptor)
     fresh.rename(path)
-    return key
 
 
 def settle_in() -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from typing import Any, Protocol
 
@@ -21,11 +21,12 @@ from registry.core import events as ev
 from registry.core import inputs as inp
 from registry.core.decision import Place, decide
 from registry.core.definition import Definition
+from registry.core.dependencies import Graph, around, needs
 from registry.core.duties import Duties, StopDuty, Timer, duties
 from registry.core.lifecycle import Reason, State
 from registry.core.projection import Projection
 from registry.core.restarts import NS
-from registry.core.service import HAS_RUN, Service
+from registry.core.service import HAS_RUN, Request, Service
 
 BATCH_MAX = 64
 """Inputs decided before one commit: more would keep the first of them waiting."""
@@ -79,14 +80,23 @@ class Host(Protocol):
     def release(self, service: str, up_to_run: int | None) -> None:
         """The ends of its runs up to this one are committed; None is all of them."""
 
-    def watch(self, definition: Definition, run: int) -> None:
-        """Begin its checks."""
+    def rest(self, service: str) -> None:
+        """Nothing of it runs, or is to."""
+
+    def watch(self, service: Service) -> None:
+        """Begin its checks, or go on by what is now declared."""
 
     def became_ready(self, service: str) -> None:
         """Its checks go on at their intervals."""
 
     def unwatch(self, service: str, run: int) -> None:
         """End its checks."""
+
+    def redefine(self, service: Service) -> None:
+        """A run takes up what its new definition changes in place."""
+
+    def carry_out(self, service: Service, request: Request) -> None:
+        """Send a signal or have it reload; RequestCarriedOut follows. Once a request is enough."""
 
 
 class NotCommitted(Exception):
@@ -110,12 +120,21 @@ class Accepted(msgspec.Struct, frozen=True):
     already: bool
 
 
-class _Item(msgspec.Struct, frozen=True):
-    """One input on its way to the writer."""
+Step = tuple[str, inp.Input]
+"""An input, and the service that it is for."""
 
-    service: str
-    given: inp.Input
+
+class _Item(msgspec.Struct, frozen=True):
+    """Inputs that are decided together, on their way to the writer.
+
+    `answer` is that of the first; `before` is called when their turn has come, `done` once what they led to is
+    committed, or held.
+    """
+
+    steps: Sequence[Step]
     answer: asyncio.Future[Accepted] | None = None
+    before: Callable[[], None] | None = None
+    done: Callable[[], None] | None = None
 
 
 class Registry:
@@ -134,6 +153,7 @@ class Registry:
             services={name: _clone(service) for name, service in projection.services.items()},
             last_runs=dict(projection.last_runs),
         )
+        self.graph = Graph(service.definition for service in projection.services.values())
         self._journal = journal
         self._host = host
         self._clock = clock
@@ -146,32 +166,48 @@ class Registry:
         self._retrying: asyncio.Task[None] | None = None
         self._commit_seen: asyncio.Future[None] | None = None
         self._timers: dict[str, tuple[Timer, TimerHandle]] = {}
-        self._watched: dict[str, int] = {}
+        self._watched: dict[str, tuple[int, Any]] = {}
+        self._requests: dict[str, tuple[Request, ...]] = {}
         self._released: dict[str, int] = {}
 
     # --- what arrives -----------------------------------------------------------------------------
 
-    def observe(self, service: str, given: inp.Observation) -> None:
-        """Hand in something seen."""
-        self._put(_Item(service, given))
+    def observe(
+        self, service: str, given: inp.Observation, done: Callable[[], None] | None = None
+    ) -> None:
+        """Hand in something seen; `done` is called once what it leads to is committed."""
+        self._put(_Item([(service, given)], done=done))
 
-    def declare(self, service: str, given: inp.Command) -> None:
-        """Hand in a command whose answer nobody waits for."""
-        self._put(_Item(service, given))
+    def declare(self, steps: Sequence[Step]) -> None:
+        """Hand in commands, to be decided together, whose answer nobody waits for."""
+        self._put(_Item(steps))
 
-    async def command(self, service: str, given: inp.Command) -> Accepted:
-        """Ask for something; returns when it is durable. Raises ShuttingDown, Unavailable, NotCommitted."""
+    async def command(
+        self, steps: Sequence[Step], before: Callable[[], None] | None = None
+    ) -> Accepted:
+        """Ask for something, all of it or nothing; returns when it is durable, and says so of the first.
+
+        Raises ShuttingDown, Unavailable, NotCommitted.
+        """
         if self.closing:
             raise ShuttingDown("the registry is shutting down")
         answer: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
-        self._put(_Item(service, given, answer))
+        self._put(_Item(steps, answer, before))
         return await answer
 
     def probed(
-        self, service: str, run: int, check: str, *, ok: bool, error: str | None, latency_ns: int
+        self,
+        service: str,
+        run: int,
+        check: str,
+        *,
+        ok: bool,
+        error: str | None,
+        latency_ns: int,
+        final: bool = False,
     ) -> None:
-        """Hand in one result of a check."""
-        if self._watched.get(service) != run:
+        """Hand in one result of a check; one that is `final` counts as if its threshold were reached."""
+        if self._watched.get(service, (None,))[0] != run:
             return
         key = (service, check)
         self.tallies[key], given = checks.count(
@@ -183,7 +219,9 @@ class Registry:
             latency_ns=latency_ns,
             at_ns=self._clock.now().at_ns,
         )
-        self._put(_Item(service, given))
+        if final:
+            given = msgspec.structs.replace(given, final=True)
+        self._put(_Item([(service, given)]))
 
     def _put(self, item: _Item) -> None:
         self._inbox.append(item)
@@ -234,14 +272,32 @@ class Registry:
             decided = self._decide(item)
             records += decided
             if item.answer is not None:
-                answers.append((item.answer, self._accepted(item.service, decided)))
+                answers.append((item.answer, self._accepted(item.steps[0][0], decided)))
         if records:
             await self._keep(records)
-        for name in dict.fromkeys(item.service for item in batch):
+        concerned = [name for item in batch for name, _given in item.steps]
+        for name in dict.fromkeys([*concerned, *_named(records)]):
             self._perform(name)
+        self._tell_neighbours(records)
+        for item in batch:
+            if item.done is not None:
+                item.done()
         for future, accepted in answers:
             degraded = self.degraded_since_ns is not None and not accepted.already
             _answer(future, NotCommitted(self.trouble) if degraded else accepted)
+
+    def _tell_neighbours(self, records: list[ev.Record]) -> None:
+        """Whoever waits for one that moved, or was restarted with it, is to look again."""
+        latest = {record.service: record.seq for record in records if record.service is not None}
+        for name, seq in latest.items():
+            for neighbour in self.graph.neighbours(name):
+                self._put(_Item([(neighbour, inp.Reconsider(cause=seq))]))
+
+    def reconsider_all(self) -> None:
+        """Have every service look at its neighbours: after recovery."""
+        for name in self._live.services:
+            if any(self.graph.neighbours(name)):
+                self._put(_Item([(name, inp.Reconsider(cause=self._live.services[name].cause))]))
 
     async def _keep(self, records: list[ev.Record]) -> None:
         """Commit; while the journal cannot be written, hold: in order, and with the same numbers."""
@@ -317,30 +373,58 @@ class Registry:
         _log.warning("%d events that cannot be written became %d", len(held), len(records))
 
     def _decide(self, item: _Item) -> list[ev.Record]:
-        """One decision: what the input leads to, and the process that it asks for, behind its gate."""
-        service = self._live.services.get(item.service)
+        """One decision: what its steps lead to, and the processes that they ask for, behind their gates."""
+        if item.before is not None:
+            item.before()
+        records: list[ev.Record] = []
+        for name, given in item.steps:
+            records += self._step(name, given, records)
+            if isinstance(given, inp.Start | inp.Restart) and _is_asked_for(given):
+                records += self._start_needed(name, given, records)
+        return records
+
+    def _start_needed(
+        self, name: str, given: inp.Start | inp.Restart, before: list[ev.Record]
+    ) -> list[ev.Record]:
+        """Who starts a service starts what it needs, in the same decision."""
+        records: list[ev.Record] = []
+        cause = before[-1].seq if before else given.cause
+        for needed in needs(self._live.services[name], self._live.services):
+            start = inp.Start(actor=given.actor, cause=cause, reason=Reason.REQUIRED)
+            records += self._step(needed.name, start, before or records)
+        return records
+
+    def _step(self, name: str, given: inp.Input, before: list[ev.Record]) -> list[ev.Record]:
+        """What one input leads to, as part of the decision that `before` began."""
+        service = self._live.services.get(name)
         if service is None:
-            if not isinstance(item.given, inp.Define):
+            if not isinstance(given, inp.Define):
                 return []
-            service = self._live.add(item.given.definition)
-        records = decide(service, item.given, self._place(None))
+            service = self._live.add(given.definition)
+        decision = before[0].decision if before else None
+        records = decide(service, given, self._place(service, decision))
         self._advance(records)
         decision = records[0].decision if records else None
         while (run := duties(service).spawn) is not None:
             spawned = self._host.spawn(service.definition, run, service.digest)
-            followed = decide(service, spawned, self._place(decision))
+            followed = decide(service, spawned, self._place(service, decision))
             self._advance(followed)
             records += followed
+        if isinstance(given, inp.Define):
+            self.graph.declare(service.definition)
         if records and isinstance(records[-1].event, ev.Removed):
-            self._live.remove(item.service)
+            self._live.remove(name)
+            self.graph.forget(name)
         return records
 
     def _advance(self, records: list[ev.Record]) -> None:
         if records:
             self._live.seq = records[-1].seq
 
-    def _place(self, decision: int | None) -> Place:
-        return Place(self._clock.now(), self._live.seq + 1, self._live.journal_id, decision)
+    def _place(self, service: Service, decision: int | None) -> Place:
+        live = self._live
+        neighbours = around(service, live.services, self.graph)
+        return Place(self._clock.now(), live.seq + 1, live.journal_id, decision, neighbours)
 
     def _accepted(self, name: str, decided: list[ev.Record]) -> Accepted:
         service = self._live.services.get(name)
@@ -364,7 +448,19 @@ class Registry:
             self.observe(name, inp.GateOpened(run=duty.gate))
         if duty.stop is not None:
             self._host.stop(name, service.run, duty.stop)
+        self._carry_out(name, service, duty.requests)
+        if service.state in (State.STOPPED, State.FAILED) and service.reason is not Reason.WAITING:
+            self._host.rest(name)
         self._release_ended(name, service)
+
+    def _carry_out(self, name: str, service: Service, requests: tuple[Request, ...]) -> None:
+        begun = self._requests.get(name, ())
+        if requests == begun:
+            return
+        self._requests[name] = requests
+        for request in requests:
+            if request not in begun:
+                self._host.carry_out(service, request)
 
     def _set_timer(self, name: str, timer: Timer | None) -> None:
         present = self._timers.get(name)
@@ -391,17 +487,20 @@ class Registry:
         self.observe(name, timer.due)
 
     def _set_checks(self, name: str, service: Service | None, *, watched: bool) -> None:
-        run = service.run if service is not None and watched else None
         present = self._watched.get(name)
-        if present is not None and present != run:
-            self._host.unwatch(name, present)
-            del self._watched[name]
-        if run is None or service is None or not service.definition.checks:
+        if service is None or not watched:
+            if present is not None:
+                self._host.unwatch(name, present[0])
+                del self._watched[name]
             return
-        if present != run:
-            self._forget_tallies(name)
-            self._watched[name] = run
-            self._host.watch(service.definition, run)
+        ought = (service.run, _watched_of(service))
+        if present != ought:
+            if present is None or present[0] != service.run:
+                self._forget_tallies(name)
+            else:
+                self._host.redefine(service)
+            self._watched[name] = ought
+            self._host.watch(service)
         if service.state is State.RUNNING:
             self._host.became_ready(name)
 
@@ -453,9 +552,10 @@ class Registry:
     async def stop_all(self) -> None:
         """Refuse further commands, stop every service, and wait until nothing of them is left."""
         self.closing = True
-        for name, service in list(self._live.services.items()):
-            if service.wanted or service.state in HAS_RUN:
-                self.declare(name, inp.Stop(reason=Reason.SHUTDOWN))
+        services = self._live.services
+        ought = [name for name, each in services.items() if each.wanted or each.state in HAS_RUN]
+        stop = inp.Stop(reason=Reason.SHUTDOWN)
+        self.declare([(name, stop) for name in self.graph.stop_order(ought) if name in services])
         await self.until(self._is_all_down)
 
     def _is_all_down(self) -> bool:
@@ -468,9 +568,30 @@ class Registry:
         for _timer, handle in self._timers.values():
             handle.cancel()
         self._timers.clear()
-        for name, run in self._watched.items():
+        for name, (run, _what) in self._watched.items():
             self._host.unwatch(name, run)
         self._watched.clear()
+
+
+def _watched_of(service: Service) -> tuple[Any, ...]:
+    """What the watch of a run depends on, besides the run: a change of it begins the watch anew."""
+    definition = service.definition
+    return (
+        definition.checks,
+        definition.restart.memory_max,
+        definition.logs,
+        definition.readiness,
+        service.watchdog_s,
+    )
+
+
+def _is_asked_for(given: inp.Start | inp.Restart) -> bool:
+    """Whether somebody asked: an operator, or `autostart`."""
+    return given.actor is not None or given.reason is Reason.AUTOSTART
+
+
+def _named(records: Iterable[ev.Record]) -> list[str]:
+    return [record.service for record in records if record.service is not None]
 
 
 def _as_json(service: Service) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 No process may outlive the run. With CI=true (set by .ci/run) a skip is a failure, except by the
 marker `platform`, and so is a new name in /tmp; elsewhere /tmp is shared with whatever else runs
-there, and its new names are nobody's in particular.
+there, and its new names are nobody's in particular. Tests run side by side (pytest-xdist): each
+process answers for its own children, the one that hands out the tests for /tmp.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ TMP = Path("/tmp")
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 _short_dirs: list[str] = []
+_BEFORE = pytest.StashKey[set[str]]()
 
 
 @pytest.fixture
@@ -42,16 +44,38 @@ def short_dir() -> Iterator[Path]:
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     mark = os.environ[MARK] = uuid.uuid4().hex
-    before = _names_in_tmp()
     yield
     folders = (str(tmp_path_factory.getbasetemp()), *_short_dirs)
-    complaints = [f"left running: {process}" for process in _left_running(mark, folders)]
-    if IN_CI:
-        complaints += [f"left in /tmp: {name}" for name in sorted(_names_in_tmp() - before)]
-    if complaints:
-        pytest.fail(
-            "the tests of this run did not clean up\n" + "\n".join(complaints), pytrace=False
-        )
+    left = [f"left running: {process}" for process in _left_running(mark, folders)]
+    if left:
+        pytest.fail("the tests of this run did not clean up\n" + "\n".join(left), pytrace=False)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Note what was in /tmp before."""
+    if IN_CI and not _is_worker(session.config):
+        session.config.stash[_BEFORE] = _names_in_tmp()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI the run has failed when it left something in /tmp."""
+    before = session.config.stash.get(_BEFORE, None)
+    left = sorted(_names_in_tmp() - before) if before is not None else []
+    for name in left:
+        print(f"\nleft in /tmp: {name}")
+    if left:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process runs all tests that need the installed wheel, so that it is built once."""
+    for item in items:
+        if {"wheel", "installed"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group("installed"))
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,4 +1,6 @@
-"""The one writer, with a journal that can be switched off: what is held, in what order, and what bounds it."""
+"""The one writer, with a journal that can be switched off: what is held, in what order, and what bounds it;
+what is decided together, and whom it tells.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,10 @@ import pytest
 import registry.registry as writer
 from registry.core import events as ev
 from registry.core import inputs as inp
-from registry.core.definition import Definition, Restart
-from registry.core.lifecycle import State
+from registry.core.definition import Definition, Dependency, Ready, Reload, Restart
+from registry.core.lifecycle import Reason, State
 from registry.core.projection import Projection
+from registry.core.service import Request
 from registry.registry import NotCommitted, Registry, Unavailable
 
 
@@ -20,6 +23,7 @@ class FakeJournal:
 
     def __init__(self):
         self.records: list[ev.Record] = []
+        self.batches: list[list[ev.Record]] = []
         self.broken = False
 
     async def append(self, records):
@@ -27,6 +31,7 @@ class FakeJournal:
         if self.broken:
             raise OSError("no space left on device")
         self.records += records
+        self.batches.append(list(records))
 
 
 class FakeClock:
@@ -64,14 +69,23 @@ class FakeHost:
     def release(self, service, up_to_run):
         self.done.append(("release", service, up_to_run))
 
-    def watch(self, definition, run):
-        raise AssertionError("no check is declared")
+    def watch(self, service):
+        self.done.append(("watch", service.name, service.run))
 
     def became_ready(self, service):
-        raise AssertionError("no check is declared")
+        self.done.append(("ready", service))
 
     def unwatch(self, service, run):
-        raise AssertionError("no check is declared")
+        self.done.append(("unwatch", service, run))
+
+    def rest(self, service):
+        self.done.append(("rest", service))
+
+    def redefine(self, service):
+        self.done.append(("redefine", service.name, service.run))
+
+    def carry_out(self, service, request):
+        self.done.append(("carry_out", service.name, request))
 
 
 @pytest.fixture
@@ -83,8 +97,8 @@ async def made(monkeypatch):
     await registry.write(ev.JournalCreated(journal_id="j", schema=1))
     at_once = Restart(delay_s=0, delay_max_s=0)
     definition = Definition(name="web", cmd=("x",), restart=at_once)
-    registry.declare("web", inp.Define(definition=definition, digest="d"))
-    registry.declare("web", inp.Start())
+    registry.declare([("web", inp.Define(definition=definition, digest="d"))])
+    registry.declare([("web", inp.Start())])
     running = asyncio.create_task(registry.run())
     await asyncio.wait_for(registry.until(lambda: state(registry) is State.RUNNING), 5)
     yield registry, journal, host
@@ -132,7 +146,7 @@ async def test_while_the_journal_cannot_be_written_services_are_restarted_and_co
     assert registry.degraded_since_ns is not None
     assert ("gate", "web", 2) in host.done
     with pytest.raises(Unavailable, match="no space left"):
-        await registry.command("web", inp.Stop())
+        await registry.command([("web", inp.Stop())])
     journal.broken = False
     await written(registry)
     assert [record.seq for record in journal.records] == list(range(1, len(journal.records) + 1))
@@ -143,7 +157,7 @@ async def test_the_command_whose_commit_failed_has_an_unknown_outcome(made):
     registry, journal, _host = made
     journal.broken = True
     with pytest.raises(NotCommitted):
-        await registry.command("web", inp.Stop())
+        await registry.command([("web", inp.Stop())])
     journal.broken = False
     await written(registry)
     assert "stop_requested" in [record.type for record in journal.records]
@@ -167,3 +181,255 @@ async def test_at_the_bound_what_is_held_of_a_service_becomes_its_state(made, mo
     refolded = Projection()
     refolded.fold(journal.records)
     assert refolded.services == registry.committed.services
+
+
+# --- what is decided together, and what is called when ---------------------------------------------
+
+ROOT = ev.Actor(uid=0, pid=7, program="circlectl")
+
+
+def declared(name, *needs, **fields):
+    depends_on = tuple(Dependency(need) for need in needs)
+    definition = Definition(name=name, cmd=("x",), depends_on=depends_on, **fields)
+    return name, inp.Define(definition=definition, digest=f"digest-{name}")
+
+
+def of(records, *names):
+    return [(record.service, record.type) for record in records if record.service in names]
+
+
+async def reaches(registry, name, wanted):
+    await asyncio.wait_for(
+        registry.until(lambda: registry.committed.services[name].state is wanted), 5
+    )
+
+
+async def idle(registry):
+    """Until everything that has arrived is worked off."""
+    worked_off = asyncio.Event()
+    registry.observe("nobody", inp.GateOpened(run=1), worked_off.set)
+    await asyncio.wait_for(worked_off.wait(), 5)
+
+
+async def test_done_is_called_once_what_was_seen_is_in_the_journal(made):
+    registry, journal, _host = made
+    told = asyncio.Event()
+    calls: list[bool] = []
+
+    def done():
+        calls.append("exited" in [record.type for record in journal.records])
+        told.set()
+
+    registry.observe("web", inp.ProcessExited(run=1, exit_code=3), done)
+    assert not told.is_set()
+    await asyncio.wait_for(told.wait(), 5)
+    assert calls == [True]
+
+
+async def test_done_is_called_when_nothing_came_of_it_and_when_it_is_only_held(made):
+    registry, journal, _host = made
+    told = asyncio.Event()
+    registry.observe("web", inp.ProcessExited(run=77), told.set)
+    await asyncio.wait_for(told.wait(), 5)
+    told.clear()
+    journal.broken = True
+    registry.observe("web", inp.ProcessExited(run=1, exit_code=3), told.set)
+    await asyncio.wait_for(told.wait(), 5)
+    assert "exited" in [record.type for record in registry.recent]
+    assert "exited" not in [record.type for record in journal.records]
+
+
+async def test_steps_that_are_handed_in_together_are_one_decision_in_one_transaction(made):
+    registry, journal, _host = made
+    steps = [declared("a"), ("a", inp.Start(actor=ROOT)), declared("b"), ("b", inp.Start())]
+    accepted = await registry.command([*steps, ("web", inp.Stop(actor=ROOT))])
+    assert (accepted.service, accepted.already) == ("a", False)
+    decided = [r for r in journal.records if r.decision == accepted.seq]
+    assert of(decided, "a", "b", "web") == [
+        ("a", "defined"),
+        ("a", "start_requested"),
+        ("a", "spawned"),
+        ("b", "defined"),
+        ("b", "start_requested"),
+        ("b", "spawned"),
+        ("web", "stop_requested"),
+    ]
+    assert sum(any(record in decided for record in batch) for batch in journal.batches) == 1
+
+
+async def test_steps_that_cannot_be_journaled_are_in_the_journal_whole_or_not_at_all(made):
+    registry, journal, _host = made
+    journal.broken = True
+    with pytest.raises(NotCommitted):
+        await registry.command([declared("a"), declared("b"), ("web", inp.Stop())])
+    assert of(journal.records, "a", "b") == []
+    with pytest.raises(Unavailable):
+        await registry.command([declared("c"), ("web", inp.Start())])
+    journal.broken = False
+    await written(registry)
+    assert of(journal.records, "a", "b", "c") == [("a", "defined"), ("b", "defined")]
+    whole = next(batch for batch in journal.batches if of(batch, "a"))
+    assert of(whole, "a", "b", "web")[:3] == [
+        ("a", "defined"),
+        ("b", "defined"),
+        ("web", "stop_requested"),
+    ]
+
+
+async def test_before_is_called_when_its_turn_has_come(made):
+    registry, journal, host = made
+    turns: list[tuple[bool, bool]] = []
+
+    def before():
+        is_next_spawned = ("spawn", "web", 2) in host.done
+        turns.append((is_next_spawned, ("spawn", "web", 3) in host.done))
+
+    registry.observe("web", inp.ProcessExited(run=1, signal=9))
+    asked = asyncio.ensure_future(registry.command([("web", inp.Restart(actor=ROOT))], before))
+    assert turns == []
+    await asyncio.wait_for(asked, 5)
+    assert turns == [(True, False)]
+    assert journal.records[-1].type in ("restart_requested", "became_ready")
+
+
+async def test_before_is_not_called_for_a_command_that_is_refused(made):
+    registry, journal, _host = made
+    journal.broken = True
+    await crash(registry)
+    called: list[None] = []
+    with pytest.raises(Unavailable):
+        await registry.command([("web", inp.Stop())], lambda: called.append(None))
+    assert called == []
+
+
+# --- signals and reloads --------------------------------------------------------------------------
+
+
+def carried_out(host):
+    return [done[2] for done in host.done if done[0] == "carry_out"]
+
+
+async def test_a_request_is_carried_out_once_and_again_by_a_registry_that_does_not_know(made):
+    registry, journal, host = made
+    accepted = await registry.command([("web", inp.Signal(signal="SIGHUP", actor=ROOT))])
+    asked = Request(accepted.seq, "SIGHUP")
+    assert carried_out(host) == [asked]
+    await registry.command([("web", inp.Reset())])
+    assert carried_out(host) == [asked], "what happens to it otherwise begins no request anew"
+    before_done = list(journal.records)
+    registry.observe("web", inp.RequestCarriedOut(run=1, request=asked.seq))
+    await asyncio.wait_for(
+        registry.until(lambda: not registry.committed.services["web"].requests), 5
+    )
+    await registry.command([("web", inp.Reset())])
+    assert carried_out(host) == [asked]
+    assert carried_out(recovered(before_done)[1]) == [asked]
+    assert carried_out(recovered(journal.records)[1]) == []
+
+
+async def test_requests_are_carried_out_in_the_order_in_which_they_were_made(made):
+    registry, _journal, host = made
+    definition = registry.committed.services["web"].definition
+    definition = Definition(definition.name, ("x",), reload=Reload(signal="SIGHUP"))
+    await registry.command([("web", inp.Define(definition=definition, digest="2"))])
+    for command in (inp.Reload(), inp.Signal(signal="SIGUSR1"), inp.Reload()):
+        await registry.command([("web", command)])
+    assert [request.signal for request in carried_out(host)] == [None, "SIGUSR1", None]
+
+
+def recovered(records):
+    """A later registry, with the duties of what an earlier one journaled, and its host."""
+    projection, host = Projection(), FakeHost()
+    projection.fold(records)
+    registry = Registry(projection, FakeJournal(), host, FakeClock())
+    registry.perform_all()
+    registry.close()
+    return registry, host
+
+
+# --- neighbours -----------------------------------------------------------------------------------
+
+
+async def test_a_start_that_somebody_asks_for_starts_what_it_needs_in_the_same_decision(made):
+    registry, journal, _host = made
+    await registry.command([declared("db"), declared("app", "db")])
+    accepted = await registry.command([("app", inp.Start(actor=ROOT))])
+    decided = [record for record in journal.records if record.decision == accepted.seq]
+    assert of(decided, "app", "db") == [
+        ("app", "start_requested"),
+        ("db", "start_requested"),
+        ("db", "spawned"),
+    ]
+    required = decided[1]
+    assert (required.event.reason, required.cause) == (Reason.REQUIRED, accepted.seq)
+    assert required.actor == ROOT
+    await reaches(registry, "app", State.RUNNING)
+
+
+async def test_autostart_starts_what_it_needs_and_one_that_nobody_asked_for_does_not(made):
+    registry, journal, _host = made
+    await registry.command([declared("db"), declared("app", "db")])
+    await registry.command([("app", inp.Start(reason=Reason.REQUIRED))])
+    assert of(journal.records, "db") == [("db", "defined")]
+    await registry.command([("app", inp.Stop())])
+    await registry.command([("app", inp.Start(reason=Reason.AUTOSTART))])
+    await reaches(registry, "app", State.RUNNING)
+
+
+async def test_one_that_waits_is_told_of_what_it_waits_for_once_that_is_in_the_journal(made):
+    registry, journal, _host = made
+    await registry.command([declared("db", ready=Ready.NOTIFY), declared("app", "db")])
+    await registry.command([("app", inp.Start(actor=ROOT))])
+    await idle(registry)
+    assert registry.committed.services["app"].reason is Reason.WAITING
+    registry.observe("db", inp.NotifiedReady(run=1))
+    await reaches(registry, "app", State.RUNNING)
+    ready = next(r for r in journal.records if (r.service, r.type) == ("db", "became_ready"))
+    met = next(record for record in journal.records if record.type == "dependencies_met")
+    assert met.cause == ready.seq
+
+
+async def test_a_restart_by_its_policy_starts_nothing_that_somebody_stopped(made):
+    registry, journal, _host = made
+    await registry.command([declared("db"), declared("app", "db")])
+    await registry.command([("app", inp.Start(actor=ROOT))])
+    await reaches(registry, "app", State.RUNNING)
+    await registry.command([("db", inp.Stop(actor=ROOT))])
+    registry.observe("db", inp.ProcessExited(run=1, signal=15))
+    registry.observe("app", inp.ProcessExited(run=1, exit_code=1))
+    await reaches(registry, "app", State.STOPPED)
+    await idle(registry)
+    assert registry.committed.services["app"].reason is Reason.WAITING
+    assert of(journal.records, "db")[-1] == ("db", "group_emptied")
+
+
+async def test_a_later_registry_has_everybody_look_at_his_neighbours(made):
+    """Killed between the readiness of db and the start of app."""
+    registry, journal, _host = made
+    await registry.command([declared("db", ready=Ready.NOTIFY), declared("app", "db")])
+    await registry.command([("app", inp.Start(actor=ROOT))])
+    registry.observe("db", inp.NotifiedReady(run=1))
+    await reaches(registry, "app", State.RUNNING)
+    types = [record.type for record in journal.records]
+    later, host = recovered(journal.records[: types.index("dependencies_met")])
+    later.reconsider_all()
+    await later.drain()
+    assert ("spawn", "app", 1) in host.done
+    later.close()
+
+
+async def test_at_the_end_dependents_stop_first(made):
+    registry, _journal, host = made
+    await registry.command([declared("db"), declared("app", "db"), declared("page", "app")])
+    await registry.command([("page", inp.Start(actor=ROOT))])
+    await reaches(registry, "page", State.RUNNING)
+    ending = asyncio.ensure_future(registry.stop_all())
+    for name in ("page", "app", "db"):
+        await reaches(registry, name, State.STOPPING)
+        stopping = {each.name for each in registry.committed.services.values() if each.bound}
+        assert stopping == {name, "web"}
+        registry.observe(name, inp.ProcessExited(run=1, signal=15))
+    registry.observe("web", inp.ProcessExited(run=1, signal=15))
+    await asyncio.wait_for(ending, 5)
+    stops = [done[1] for done in host.done if done[0] == "stop"]
+    assert [name for name in dict.fromkeys(stops) if name != "web"] == ["page", "app", "db"]

@@ -12,10 +12,16 @@ import msgspec
 
 
 class Role(StrEnum):
-    """What a peer has to be to ask for an action: the service it reports for, or the registry's own user."""
+    """What a peer has to be to ask for an action. `admin` includes `operate`, which includes the others.
+
+    `service` is a process of the service that it reports for. Who may observe reads logs, too, and
+    with them whatever services write there: where that may be secrets, name only people who may know them.
+    """
 
     SERVICE = "service"
-    OWNER = "owner"
+    OBSERVE = "observe"
+    OPERATE = "operate"
+    ADMIN = "admin"
 
 
 class ErrorCode(StrEnum):
@@ -30,6 +36,12 @@ class ErrorCode(StrEnum):
     UNKNOWN_SERVICE = "unknown_service"
     UNKNOWN_CHECK = "unknown_check"
     NO_LOGS = "no_logs"
+    NO_RUN = "no_run"
+    NOT_RUNNING = "not_running"
+    NO_RELOAD = "no_reload"
+    REQUEST_FAILED = "request_failed"
+    NO_CHECKS = "no_checks"
+    INVALID_CONFIG = "invalid_config"
     TIMED_OUT = "timed_out"
     PARTIAL_FAILURE = "partial_failure"
     SHUTTING_DOWN = "shutting_down"
@@ -64,11 +76,48 @@ class ServiceParams(Params, frozen=True):
 
 
 class CommandParams(Params, frozen=True):
-    """One or more services; "all" means all. `wait` until each is settled, `timeout` seconds at most."""
+    """One or more services: names, globs ("web@*"), "tag:TAG", or "all". A name declared with instances is all of them.
+
+    `wait` until each is settled, `timeout` seconds at most.
+    """
 
     service: str | list[str]
     wait: bool = False
     timeout: float = 60.0
+
+
+class StopParams(CommandParams, frozen=True):
+    """As of every command. `with_dependents` stops first whatever depends on them, directly or not."""
+
+    with_dependents: bool = False
+
+
+class SelectionParams(Params, frozen=True):
+    """One or more services, as of every command."""
+
+    service: str | list[str]
+
+
+class SignalParams(Params, frozen=True):
+    """One or more services, and the name of a signal: "HUP" or "SIGHUP"."""
+
+    service: str | list[str]
+    signal: str
+
+
+class ReloadParams(Params, frozen=True):
+    """One or more services. `wait` until it is carried out, `timeout` seconds at most."""
+
+    service: str | list[str]
+    wait: bool = True
+    timeout: float = 60.0
+
+
+class ShowParams(Params, frozen=True):
+    """One service, as it is declared, or as its run of this number was (0 is the present one, -1 the one before)."""
+
+    service: str
+    run: int | None = None
 
 
 class HealthParams(Params, frozen=True):
@@ -148,20 +197,23 @@ _COMMAND_ERRORS = (
     ErrorCode.OUTCOME_UNKNOWN,
 )
 
+_REQUEST_ANSWER = '[{"name","seq","status"}] once durable; with wait once carried out'
+_REQUEST_ERRORS = (*_COMMAND_ERRORS, ErrorCode.NOT_RUNNING, ErrorCode.REQUEST_FAILED)
+
 ACTIONS: dict[str, Action] = {
     action.name: action
     for action in (
         Action(
             "list_services",
             NoParams,
-            Role.OWNER,
+            Role.OBSERVE,
             "Every service, in the order of the file.",
             "[service record]",
         ),
         Action(
             "status",
             ServiceParams,
-            Role.OWNER,
+            Role.OBSERVE,
             "One service in detail.",
             "service record with definition, checks, last_exit, last_words, events",
             (ErrorCode.UNKNOWN_SERVICE,),
@@ -169,23 +221,23 @@ ACTIONS: dict[str, Action] = {
         Action(
             "start",
             CommandParams,
-            Role.OWNER,
+            Role.OPERATE,
             "Want services up.",
             _COMMAND_ANSWER,
             _COMMAND_ERRORS,
         ),
         Action(
             "stop",
-            CommandParams,
-            Role.OWNER,
-            "Want services down.",
+            StopParams,
+            Role.OPERATE,
+            "Want services down. Whatever still runs and depends on one is named in `dependents`.",
             _COMMAND_ANSWER,
             _COMMAND_ERRORS,
         ),
         Action(
             "restart",
             CommandParams,
-            Role.OWNER,
+            Role.OPERATE,
             "Stop services where they run, and start them.",
             _COMMAND_ANSWER,
             _COMMAND_ERRORS,
@@ -193,15 +245,68 @@ ACTIONS: dict[str, Action] = {
         Action(
             "reset",
             CommandParams,
-            Role.OWNER,
+            Role.OPERATE,
             "Forget past failures: counters to zero; a Failed service is Stopped.",
             _COMMAND_ANSWER,
             _COMMAND_ERRORS,
         ),
         Action(
+            "signal",
+            SignalParams,
+            Role.OPERATE,
+            "Send a signal to the main processes of services.",
+            _REQUEST_ANSWER,
+            _REQUEST_ERRORS,
+        ),
+        Action(
+            "reload",
+            ReloadParams,
+            Role.OPERATE,
+            "Have services re-read their own files, as their `reload` says.",
+            _REQUEST_ANSWER,
+            (*_REQUEST_ERRORS, ErrorCode.NO_RELOAD),
+        ),
+        Action(
+            "check",
+            SelectionParams,
+            Role.OPERATE,
+            "Carry out every check of services once, now. It is told, and counts for nothing.",
+            '[{"name","checks":[{"name","target","ok","error","latency_ms"}]}]',
+            (ErrorCode.UNKNOWN_SERVICE, ErrorCode.NO_CHECKS),
+        ),
+        Action(
+            "show",
+            ShowParams,
+            Role.OBSERVE,
+            "The whole definition of a service, or that of one of its runs. Of `env` it holds the names.",
+            '{"name","run","digest","definition"}',
+            (ErrorCode.UNKNOWN_SERVICE, ErrorCode.NO_RUN),
+        ),
+        Action(
+            "plan",
+            NoParams,
+            Role.OBSERVE,
+            "What `apply` would change, and which services it would start anew.",
+            '{"changes":[{"service","change","keys","restart_keys","restarts"}],"later":[setting]}',
+            (ErrorCode.INVALID_CONFIG,),
+        ),
+        Action(
+            "apply",
+            NoParams,
+            Role.ADMIN,
+            "Take up the configuration files as they are now: all of it, or, where anything is wrong, nothing.",
+            "the plan that was carried out, once durable",
+            (
+                ErrorCode.INVALID_CONFIG,
+                ErrorCode.SHUTTING_DOWN,
+                ErrorCode.JOURNAL_UNAVAILABLE,
+                ErrorCode.OUTCOME_UNKNOWN,
+            ),
+        ),
+        Action(
             "health",
             HealthParams,
-            Role.OWNER,
+            Role.OBSERVE,
             "What the checks say.",
             '[{"name","health","since","checks":[{"name","target","health","last_at","latency_ms","error"}]}]',
             (ErrorCode.UNKNOWN_SERVICE,),
@@ -209,7 +314,7 @@ ACTIONS: dict[str, Action] = {
         Action(
             "logs",
             LogsParams,
-            Role.OWNER,
+            Role.OBSERVE,
             "The last lines of output, or those of a time or a run.",
             '[line]; with stamps, and of several services, [{"service","at","run","line"}]; '
             "with follow a stream of such pages",
@@ -218,7 +323,7 @@ ACTIONS: dict[str, Action] = {
         Action(
             "events",
             EventsParams,
-            Role.OWNER,
+            Role.OBSERVE,
             "The journal from a sequence number.",
             "[event]; with follow a stream of such pages that misses nothing",
             (ErrorCode.UNKNOWN_SERVICE,),
@@ -234,14 +339,14 @@ ACTIONS: dict[str, Action] = {
         Action(
             "version",
             VersionParams,
-            Role.OWNER,
+            Role.OBSERVE,
             "Which registry this is.",
             '{"version","pid","journal","started_at"}; with all also python, platform, sqlite, capabilities',
         ),
         Action(
             "shutdown",
             ShutdownParams,
-            Role.OWNER,
+            Role.ADMIN,
             "Stop every service (or keep them running), close the journal, end.",
             "null, before the end begins",
             (ErrorCode.SHUTTING_DOWN,),
@@ -249,7 +354,7 @@ ACTIONS: dict[str, Action] = {
         Action(
             "upgrade",
             NoParams,
-            Role.OWNER,
+            Role.ADMIN,
             "Run the installed code and the present configuration in the same process; no service notices.",
             "null, before it begins",
             (ErrorCode.SHUTTING_DOWN, ErrorCode.NOT_READY),

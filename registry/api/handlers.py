@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import os
 import platform
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -19,30 +18,34 @@ import registry as package
 from registry.api.access import Peer
 from registry.api.actions import (
     ApiError,
-    CommandParams,
     ErrorCode,
     EventsParams,
     HealthParams,
     HeartbeatParams,
     LogsParams,
     NoParams,
+    SelectionParams,
     ServiceParams,
+    ShowParams,
     ShutdownParams,
     VersionParams,
 )
+from registry.api.commands import Commands, actor_of
 from registry.api.growth import Growth, LogLine, Source
 from registry.api.growth import read as read_logs
+from registry.api.names import ALL, find, select, unknown
 from registry.api.protocol import Handler
-from registry.core import inputs as inp
-from registry.core.duties import is_settled
-from registry.core.events import Actor, OutputEnded, Record
+from registry.core.definition import Check, Definition
+from registry.core.events import Actor, Defined, OutputEnded, Record, Redefined, Spawned
 from registry.core.lifecycle import State
 from registry.core.service import Service
 from registry.host.capabilities import FALLBACKS, Capabilities
+from registry.host.health import Attempt
 from registry.journal import SQLITE_VERSION
 from registry.logs.read import Selection, tail
 from registry.logs.target import LogTarget
 from registry.questions.moments import EXAMPLES, Moment, moment
+from registry.questions.plan import Plan
 from registry.questions.records import (
     EventRecord,
     ServiceRecord,
@@ -53,9 +56,8 @@ from registry.questions.records import (
     rfc3339,
     service_record,
 )
-from registry.registry import Accepted, NotCommitted, Registry, ShuttingDown, Unavailable
+from registry.registry import Registry
 
-ALL = "all"
 EVENTS_IN_STATUS = 10
 EVENTS_LOOKED_AT = 200
 """A service's latest events, among which its last words are looked for."""
@@ -78,8 +80,14 @@ class EventSource(Protocol):
         """Records above `since`; the last of them where it is negative."""
 
 
-class Ending(Protocol):
-    """How the registry's end is begun."""
+class Administration(Protocol):
+    """What concerns the registry as a whole: its configuration, its end."""
+
+    async def plan(self) -> Plan:
+        """What the configuration files would change. Raises ApiError(INVALID_CONFIG)."""
+
+    async def apply(self, actor: Actor | None) -> Plan:
+        """Take them up. Raises ApiError."""
 
     def shut_down(self, *, keep_services: bool) -> None:
         """End, having stopped the services or not."""
@@ -89,7 +97,9 @@ class Ending(Protocol):
 
 
 class Handlers:
-    """The answers of one registry. `beat` hands on a heartbeat, `end` begins the end."""
+    """The answers of one registry. `beat` hands on a heartbeat, `describe` tells what only the machine knows of a
+    service, `check_once` carries out its checks now.
+    """
 
     def __init__(
         self,
@@ -100,7 +110,9 @@ class Handlers:
         *,
         journal_path: Path,
         beat: Callable[[str, str | None], bool],
-        end: Ending,
+        describe: Callable[[Service], dict[str, Any]],
+        check_once: Callable[[Service], Awaitable[list[tuple[Check, Attempt]]]],
+        administration: Administration,
     ) -> None:
         self._registry = registry
         self._journal = journal
@@ -108,7 +120,9 @@ class Handlers:
         self._capabilities = capabilities
         self._journal_path = journal_path
         self._beat = beat
-        self._end = end
+        self._describe = describe
+        self._check_once = check_once
+        self._administration = administration
         self._list: tuple[int, msgspec.Raw] = (-1, msgspec.Raw(b"[]"))
 
     def table(self) -> dict[str, Handler]:
@@ -116,10 +130,11 @@ class Handlers:
         return {
             "list_services": self._list_services,
             "status": self._status,
-            "start": self._command(lambda actor: inp.Start(actor=actor)),
-            "stop": self._command(lambda actor: inp.Stop(actor=actor)),
-            "restart": self._command(lambda actor: inp.Restart(actor=actor)),
-            "reset": self._command(lambda actor: inp.Reset(actor=actor)),
+            **Commands(self._registry).table(),
+            "show": self._show,
+            "plan": self._plan,
+            "apply": self._apply,
+            "check": self._check_now,
             "health": self._health,
             "logs": self._logs,
             "events": self._events,
@@ -134,16 +149,17 @@ class Handlers:
     def _list_services(self, _params: NoParams, _peer: Peer) -> msgspec.Raw:
         projection = self._registry.committed
         if self._list[0] != projection.seq:
-            records = [service_record(service) for service in projection.in_order()]
+            records = [self._record(service) for service in projection.in_order()]
             self._list = (projection.seq, msgspec.Raw(_encode(records)))
         return self._list[1]
 
     async def _status(self, params: ServiceParams, _peer: Peer) -> dict[str, Any]:
         service = self._service(params.service)
         answer = {
-            **msgspec.to_builtins(service_record(service)),
+            **msgspec.to_builtins(self._record(service)),
             "attempt": service.attempt,
             "message": service.message,
+            **self._describe(service),
             "definition": msgspec.to_builtins(service.definition),
             "checks": self._checks(service),
             "last_exit": last_exit(service.last_exit),
@@ -191,7 +207,7 @@ class Handlers:
         name = params.service
         undeclared = name is not None and name not in self._registry.committed.services
         if undeclared and not await self._journal.read(service=name, limit=1):
-            raise self._unknown(str(name))
+            raise unknown(str(name), self._registry.committed)
         if params.follow:
             return self._follow(params)
         limit = min(max(params.limit, 0), PAGE)
@@ -285,62 +301,71 @@ class Handlers:
             ]
         return answer
 
-    # --- commands ---------------------------------------------------------------------------------
+    # --- configuration ----------------------------------------------------------------------------
 
-    def _command(self, make: Callable[[Actor], inp.Command]) -> Handler:
-        async def handle(params: CommandParams, peer: Peer) -> Any:
-            actor = Actor(peer.uid, peer.pid, peer.program)
-            names = self._names(params.service)
-            asked = [self._ask(name, make(actor)) for name in names]
-            outcomes = await asyncio.gather(*asked)
-            if any(isinstance(outcome, ApiError) for outcome in outcomes):
-                raise _partial(names, outcomes)
-            accepted = [outcome for outcome in outcomes if isinstance(outcome, Accepted)]
-            return (
-                await self._settled(accepted, params.timeout) if params.wait else _items(accepted)
-            )
+    async def _show(self, params: ShowParams, _peer: Peer) -> dict[str, Any]:
+        service = self._service(params.service)
+        if params.run is None:
+            return _shown(service, None, service.digest, service.definition)
+        run = _run_number(service, params.run, ErrorCode.NO_RUN)
+        digest = await self._digest_of(service.name, run)
+        definition = await self._definition_of(service.name, digest)
+        return _shown(service, run, digest, definition)
 
-        return handle
+    async def _digest_of(self, name: str, run: int) -> str:
+        async for record in self._all_of(name, "spawned"):
+            if record.run == run and isinstance(record.event, Spawned):
+                return record.event.digest
+        raise ApiError(
+            ErrorCode.NO_RUN, f"run: the journal does not say how run {run} of '{name}' was begun"
+        )
 
-    async def _ask(self, name: str, command: inp.Command) -> Accepted | ApiError:
-        try:
-            self._service(name)
-            return await self._registry.command(name, command)
-        except ApiError as error:
-            return error
-        except ShuttingDown as error:
-            return ApiError(ErrorCode.SHUTTING_DOWN, str(error))
-        except Unavailable as error:
-            return ApiError(
-                ErrorCode.JOURNAL_UNAVAILABLE,
-                f"no command can be made durable at the moment: {error}",
-            )
-        except NotCommitted as error:
-            return ApiError(ErrorCode.OUTCOME_UNKNOWN, str(error))
+    async def _definition_of(self, name: str, digest: str) -> Definition:
+        for kind in ("defined", "redefined"):
+            async for record in self._all_of(name, kind):
+                event = record.event
+                if isinstance(event, Defined | Redefined) and event.digest == digest:
+                    return event.definition
+        raise ApiError(
+            ErrorCode.NO_RUN, f"run: the journal holds no definition of '{name}' with this digest"
+        )
 
-    async def _settled(self, accepted: list[Accepted], timeout_s: float) -> list[ServiceRecord]:
-        def records() -> list[ServiceRecord]:
-            services = self._registry.committed.services
-            return [
-                service_record(services[each.service])
-                for each in accepted
-                if each.service in services
-            ]
+    async def _all_of(self, name: str, kind: str) -> AsyncIterator[Record]:
+        seq = 0
+        while page := await self._journal.read(since=seq, service=name, type=kind):
+            for record in page:
+                yield record
+            seq = page[-1].seq
 
-        def all_settled() -> bool:
-            services = self._registry.committed.services
-            return all(
-                is_settled(services[each.service]) for each in accepted if each.service in services
-            )
+    async def _plan(self, _params: NoParams, _peer: Peer) -> Plan:
+        return await self._administration.plan()
 
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._registry.until(all_settled)
-        except TimeoutError:
-            raise ApiError(
-                ErrorCode.TIMED_OUT, f"not settled within {timeout_s:g} s", records()
-            ) from None
-        return records()
+    async def _apply(self, _params: NoParams, peer: Peer) -> Plan:
+        return await self._administration.apply(actor_of(peer))
+
+    async def _check_now(self, params: SelectionParams, _peer: Peer) -> list[dict[str, Any]]:
+        services = [self._service(name) for name in self._names(params.service)]
+        with_checks = [service for service in services if service.definition.checks]
+        if not with_checks:
+            named = " and ".join(f"'{service.name}'" for service in services[:3])
+            raise ApiError(ErrorCode.NO_CHECKS, f"no health_check is declared for {named}")
+        made = await asyncio.gather(*map(self._check_once, with_checks))
+        return [
+            {
+                "name": service.name,
+                "checks": [
+                    {
+                        "name": check.name,
+                        "target": check.target,
+                        "ok": attempt.ok,
+                        "error": attempt.error,
+                        "latency_ms": round(attempt.latency_ns / 1e6, 3),
+                    }
+                    for check, attempt in attempts
+                ],
+            }
+            for service, attempts in zip(with_checks, made, strict=True)
+        ]
 
     def _heartbeat(self, params: HeartbeatParams, _peer: Peer) -> None:
         service = self._service(params.service)
@@ -359,12 +384,12 @@ class Handlers:
 
     def _shutdown(self, params: ShutdownParams, _peer: Peer) -> None:
         self._refuse_when_closing()
-        begin = partial(self._end.shut_down, keep_services=params.keep_services)
+        begin = partial(self._administration.shut_down, keep_services=params.keep_services)
         asyncio.get_running_loop().call_soon(begin)
 
     async def _upgrade(self, _params: NoParams, _peer: Peer) -> None:
         self._refuse_when_closing()
-        trouble = await self._end.upgrade()
+        trouble = await self._administration.upgrade()
         if trouble is not None:
             raise ApiError(ErrorCode.NOT_READY, f"cannot upgrade: {trouble}")
 
@@ -372,29 +397,16 @@ class Handlers:
         if self._registry.closing:
             raise ApiError(ErrorCode.SHUTTING_DOWN, "the registry is shutting down already")
 
+    def _record(self, service: Service) -> ServiceRecord:
+        return service_record(service, self._registry.committed.services)
+
     # --- names ------------------------------------------------------------------------------------
 
     def _names(self, given: str | list[str]) -> list[str]:
-        if given == ALL:
-            return [service.name for service in self._registry.committed.in_order()]
-        names = [given] if isinstance(given, str) else list(dict.fromkeys(given))
-        if not names:
-            raise ApiError(
-                ErrorCode.INVALID_PARAMS, 'service: no name is given; "all" means every service'
-            )
-        return names
+        return select(given, self._registry.committed)
 
     def _service(self, name: str) -> Service:
-        service = self._registry.committed.services.get(name)
-        if service is None:
-            raise self._unknown(name)
-        return service
-
-    def _unknown(self, name: str) -> ApiError:
-        known = [service.name for service in self._registry.committed.in_order()]
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"there are {_shortened(known)}"
-        return ApiError(ErrorCode.UNKNOWN_SERVICE, f"there is no service '{name[:64]}', {hint}")
+        return find(name, self._registry.committed)
 
 
 async def _plain_pages(pages: AsyncGenerator[list[LogLine], None]) -> AsyncIterator[list[str]]:
@@ -432,22 +444,14 @@ def _moment(name: str, text: str | None) -> Moment | None:
     return found
 
 
-def _run_number(service: Service, run: int) -> int:
+def _run_number(service: Service, run: int, code: ErrorCode = ErrorCode.INVALID_PARAMS) -> int:
     """A run by its number; 0 and below count back from the present one, or from the next while there is none."""
     is_under_way = service.pid is not None or service.state is State.STOPPING
     number = run if run > 0 else service.run + (not is_under_way) + run
     if 1 <= number <= service.run:
         return number
     ran = f"its latest is run {service.run}" if service.run else "it never ran"
-    raise ApiError(
-        ErrorCode.INVALID_PARAMS, f"run: service '{service.name}' has no run {run}; {ran}"
-    )
-
-
-def _shortened(names: list[str], most: int = 8) -> str:
-    if not names:
-        return "none at all"
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    raise ApiError(code, f"run: service '{service.name}' has no run {run}; {ran}")
 
 
 def _latest(times_ns: Iterable[int]) -> str | None:
@@ -455,36 +459,8 @@ def _latest(times_ns: Iterable[int]) -> str | None:
     return rfc3339(latest) if latest else None
 
 
-def _item(accepted: Accepted) -> dict[str, Any]:
-    return {
-        "name": accepted.service,
-        "seq": accepted.seq,
-        "status": accepted.status.value,
-        "already": accepted.already,
-    }
-
-
-def _items(accepted: list[Accepted]) -> list[dict[str, Any]]:
-    return [_item(each) for each in accepted]
-
-
-def _partial(names: list[str], outcomes: list[Accepted | ApiError]) -> ApiError:
-    """One service asked for and refused is that error; of several, each is told."""
-    if len(outcomes) == 1 and isinstance(outcomes[0], ApiError):
-        return outcomes[0]
-    told = [
-        {"name": name, "ok": True, "error": None, **_item(outcome)}
-        if isinstance(outcome, Accepted)
-        else {
-            "name": name,
-            "ok": False,
-            "seq": None,
-            "status": None,
-            "error": {"code": outcome.code.value, "message": outcome.message},
-        }
-        for name, outcome in zip(names, outcomes, strict=True)
-    ]
-    refused = ", ".join(
-        name for name, outcome in zip(names, outcomes, strict=True) if isinstance(outcome, ApiError)
-    )
-    return ApiError(ErrorCode.PARTIAL_FAILURE, f"not for every service: {refused} refused", told)
+def _shown(
+    service: Service, run: int | None, digest: str, definition: Definition
+) -> dict[str, Any]:
+    told = msgspec.to_builtins(definition)
+    return {"name": service.name, "run": run, "digest": digest, "definition": told}

@@ -42,6 +42,12 @@ RPC_CODES: dict[ErrorCode, int] = {
     ErrorCode.JOURNAL_UNAVAILABLE: -32009,
     ErrorCode.OUTCOME_UNKNOWN: -32010,
     ErrorCode.NOT_READY: -32011,
+    ErrorCode.NO_RUN: -32012,
+    ErrorCode.NOT_RUNNING: -32013,
+    ErrorCode.NO_RELOAD: -32014,
+    ErrorCode.REQUEST_FAILED: -32015,
+    ErrorCode.NO_CHECKS: -32016,
+    ErrorCode.INVALID_CONFIG: -32017,
 }
 """The number of each error in JSON-RPC form; its name is in `error.data.code`."""
 

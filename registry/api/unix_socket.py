@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import grp
 import os
+import pwd
 import socket
 import stat
 import struct
@@ -19,6 +20,8 @@ BACKLOG = 4096
 """Connections that may wait to be accepted."""
 
 _PROBE_S = 1.0
+_SO_PEERGROUPS = 59  # <asm-generic/socket.h>, Linux 4.13; the socket module does not name it
+_GROUPS_SIZE = 1024  # bytes, the most that socket.getsockopt takes: 256 groups
 _DARWIN_SOL_LOCAL, _DARWIN_PEERCRED, _DARWIN_PEERPID = 0, 1, 2  # <sys/un.h>
 
 
@@ -54,15 +57,14 @@ def listen(path: str, mode: int, group: str | None) -> tuple[socket.socket, tupl
 
 def peer_of(sock: socket.socket) -> Peer:
     """Who is at the other end of a connected Unix socket; raises OSError when the kernel cannot say."""
-    if hasattr(socket, "SO_PEERCRED"):
-        # struct ucred of unix(7): pid, uid, gid. Pid 0: a process outside our pid namespace.
-        size = struct.calcsize("=iII")
-        pid, uid, gid = struct.unpack(
-            "=iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        )
-    else:
-        pid, uid, gid = _darwin_peer(sock)
-    return Peer(uid=uid, gid=gid, pid=pid or None, program=_program(pid))
+    if not hasattr(socket, "SO_PEERCRED"):
+        return _darwin_peer(sock)
+    # struct ucred of unix(7): pid, uid, gid. Pid 0: a process outside our pid namespace.
+    size = struct.calcsize("=iII")
+    pid, uid, gid = struct.unpack(
+        "=iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    )
+    return Peer(uid, gid, pid or None, _program(pid), _groups(sock, uid, gid))
 
 
 def inode_of(path: str) -> tuple[int, int] | None:
@@ -74,12 +76,29 @@ def inode_of(path: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _darwin_peer(sock: socket.socket) -> tuple[int, int, int]:
-    # struct xucred of <sys/ucred.h>: version, uid, number of groups, 16 groups.
+def _groups(sock: socket.socket, uid: int, gid: int) -> frozenset[int]:
+    """The supplementary groups: of the process where the kernel says them all, else of its user."""
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_SIZE)
+    except OSError:  # an older kernel, or more groups than that
+        return _groups_of_user(uid, gid)
+    return frozenset(struct.unpack(f"={len(raw) // 4}I", raw))
+
+
+def _groups_of_user(uid: int, gid: int) -> frozenset[int]:
+    try:
+        return frozenset(os.getgrouplist(pwd.getpwuid(uid).pw_name, gid))
+    except KeyError:
+        return frozenset()
+
+
+def _darwin_peer(sock: socket.socket) -> Peer:
+    # struct xucred of <sys/ucred.h>: version, uid, number of groups, 16 groups, the first being the gid.
     layout = "=IIh2x16I"
     raw = sock.getsockopt(_DARWIN_SOL_LOCAL, _DARWIN_PEERCRED, struct.calcsize(layout))
-    _version, uid, _count, gid, *_groups = struct.unpack(layout, raw)
-    return sock.getsockopt(_DARWIN_SOL_LOCAL, _DARWIN_PEERPID), uid, gid
+    _version, uid, count, *groups = struct.unpack(layout, raw)
+    pid = sock.getsockopt(_DARWIN_SOL_LOCAL, _DARWIN_PEERPID)
+    return Peer(uid, groups[0], pid or None, _program(pid), frozenset(groups[:count]))
 
 
 def _program(pid: int) -> str | None:

@@ -6,33 +6,36 @@ is reported at once. Nothing here looks at the machine beyond the file: what onl
 tell (programs, users, folders) is for `registry.validate`.
 """
 
-from registry.config.complaints import Complaint, ConfigError
+from registry.config.complaints import Complaint, ConfigError, Source
 from registry.config.file import (
+    AccessSettings,
     Config,
     Durability,
     JournalSettings,
+    Lines,
     OnSigterm,
     RegistrySettings,
     default_path,
     digest_env,
-    line_of_key,
     load,
     with_digests,
 )
-from registry.config.lines import lines_of
+from registry.config.hooks import Hook
 
 __all__ = [
+    "AccessSettings",
     "Complaint",
     "Config",
     "ConfigError",
     "Durability",
+    "Hook",
     "JournalSettings",
+    "Lines",
     "OnSigterm",
     "RegistrySettings",
+    "Source",
     "default_path",
     "digest_env",
-    "line_of_key",
-    "lines_of",
     "load",
     "with_digests",
 ]

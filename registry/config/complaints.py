@@ -1,6 +1,6 @@
-"""What is wrong with a configuration file: each complaint with its place, all of them at once.
+"""What is wrong with a configuration: each complaint with its place, all of them at once.
 
-While a file is read, places are paths of keys; only when something is wrong do they become lines.
+While files are read, places are paths of keys; only when something is wrong do they become lines.
 A complaint that comes from `[defaults]` belongs to no service, so that it is made once.
 """
 
@@ -40,11 +40,18 @@ def _one_line(sentence: str) -> str:
 
 
 class ConfigError(Exception):
-    """A file that cannot be used, with everything that is wrong with it."""
+    """A configuration that cannot be used, with everything that is wrong with it."""
 
     def __init__(self, *complaints: Complaint) -> None:
         super().__init__("\n".join(map(str, complaints)))
         self.complaints = complaints
+
+
+class Source(msgspec.Struct, frozen=True):
+    """One file as it was read."""
+
+    file: Path
+    text: str
 
 
 class _Fault(msgspec.Struct, frozen=True):
@@ -56,13 +63,41 @@ class _Fault(msgspec.Struct, frozen=True):
     message: str
 
 
-class Sheet:
-    """Collects what is wrong while one file is read."""
+class Finder:
+    """Where keys stand in the files of a configuration, the main one first; each is scanned when first asked for.
 
-    def __init__(self, file: Path, text: str) -> None:
-        self._file = file
-        self._text = text
+    A place of a drop-in begins with the number of its file; those of the main file (0) with a key.
+    """
+
+    def __init__(self, *sources: Source) -> None:
+        self._sources = sources
+        self._lines: dict[int, dict[Place, int]] = {}
+
+    def line(self, place: Place) -> tuple[int, str, int]:
+        """The number of the file, its name, and the line of `place` or of what is around it."""
+        number, within = in_file(place)
+        return number, str(self._sources[number].file), line_of(self._of(number), within)
+
+    def holds(self, place: Place) -> bool:
+        """Whether `place` is written."""
+        number, within = in_file(place)
+        return within in self._of(number)
+
+    def _of(self, number: int) -> dict[Place, int]:
+        if number not in self._lines:
+            self._lines[number] = lines_of(self._sources[number].text)
+        return self._lines[number]
+
+
+class Sheet:
+    """Collects what is wrong while the files of one configuration are read. Its length is how much."""
+
+    def __init__(self, *sources: Source) -> None:
+        self._finder = Finder(*sources)
         self._faults: list[_Fault] = []
+
+    def __len__(self) -> int:
+        return len(self._faults)
 
     def refuse(self, place: Place, service: str | None, message: str) -> None:
         """Note that the value at `place` is wrong; `message` goes on after the key."""
@@ -74,23 +109,32 @@ class Sheet:
         owner = None if place[:1] == ("defaults",) else service
         self._faults.append(_Fault(place, owner, dotted(place), message))
 
+    def where(self, place: Place) -> str:
+        """File and line of another place, for a complaint that names two."""
+        _, file, line = self._finder.line(place)
+        return f"{file}:{line}"
+
     def complaints(self) -> tuple[Complaint, ...]:
-        """Everything noted, once each, in the order of the file."""
-        if not self._faults:
-            return ()
-        file, lines = str(self._file), lines_of(self._text)
-        found = [
-            Complaint(
-                file, line_of(lines, each.place), each.service, each.key or None, each.message
-            )
-            for each in dict.fromkeys(self._faults)
-        ]
-        return tuple(sorted(found, key=lambda complaint: complaint.line))
+        """Everything noted, once each, in the order of the files."""
+        found = [(self._finder.line(each.place), each) for each in dict.fromkeys(self._faults)]
+        found.sort(key=lambda pair: (pair[0][0], pair[0][2]))
+        return tuple(
+            Complaint(file, line, each.service, each.key or None, each.message)
+            for (_, file, line), each in found
+        )
+
+
+def in_file(place: Place) -> tuple[int, Place]:
+    """The number of the file that `place` is in, and the place within it."""
+    first = place[0] if place else ""
+    return (first, place[1:]) if isinstance(first, int) else (0, place)
 
 
 def dotted(place: Place) -> str:
-    """`place` as people write it: without the number of the service or of the check."""
-    within = place[2:] if place[:1] == ("service",) else place
+    """`place` as people write it: without the numbers of files, services and elements."""
+    _, within = in_file(place)
+    if within[:1] == ("service",):
+        within = within[2:]
     return ".".join(_shown(part) for part in within if isinstance(part, str))
 
 
@@ -98,10 +142,10 @@ def _shown(key: str) -> str:
     return key if _BARE_KEY.fullmatch(key) else json.dumps(key)
 
 
-def suggestion(word: str, known: Collection[str]) -> str:
-    """`, did you mean 'x'?`, or what there is where nothing is like `word`."""
+def suggestion(word: str, known: Collection[str], otherwise: str | None = None) -> str:
+    """`, did you mean 'x'?`; where nothing is like `word`, `otherwise` or else what there is."""
     by_lower = {each.lower(): each for each in known}
     close = difflib.get_close_matches(word.lower(), by_lower, n=1)
     if close:
         return f", did you mean '{by_lower[close[0]]}'?"
-    return f"; known here: {', '.join(known)}"
+    return f"; known here: {', '.join(known)}" if otherwise is None else otherwise

@@ -16,6 +16,8 @@ from registry.config.values import Wrong, found
 T = TypeVar("T")
 
 _SHORT_FORMS = {"restart": "policy", "stop": "timeout", "logs": "enabled"}
+_ALTERNATIVES = frozenset(["reload"])  # of tables of alternatives a service's own is the whole
+_INSTANCE = "{instance}"
 
 
 class Item(NamedTuple):
@@ -50,6 +52,9 @@ def expand(table: Table) -> Table:
         expanded["logs"] = Item(keys, logs.place)
     if checks := table.get("health_check"):
         expanded["health_check"] = _checks(checks)
+    if reload := table.get("reload"):
+        named = "cmd" if isinstance(reload.value, list) else "signal"
+        expanded["reload"] = _as_table(reload, named)
     return expanded
 
 
@@ -69,7 +74,7 @@ def _checks(item: Item) -> Item:
 def merge(defaults: Table, own: Table) -> Table:
     """A service's keys over those of `[defaults]`, both expanded."""
     merged = {**defaults, **own}
-    for key in defaults.keys() & own.keys():
+    for key in (defaults.keys() & own.keys()) - _ALTERNATIVES:
         merged[key] = _over(defaults[key], own[key])
     if "health_check" not in own and "health_check" in defaults:
         shared = table_of(defaults["health_check"])
@@ -87,6 +92,45 @@ def _over(under: Item, over: Item) -> Item:
         return Item([_over(under, item) for item in each], over.place)
     above = table_of(over)
     return over if above is None else Item({**below, **above}, over.place)
+
+
+def with_instance(item: Item, number: int) -> Item:
+    """`item` with `{instance}` in its strings and keys replaced by `number`."""
+    return _replaced(item, str(number))
+
+
+def _replaced(item: Item, word: str) -> Item:
+    value = item.value
+    if isinstance(value, str):
+        return Item(value.replace(_INSTANCE, word), item.place)
+    if isinstance(value, list):
+        return Item([_replaced_element(each, item.place, word) for each in value], item.place)
+    table = table_of(item)
+    if table is None:
+        return item
+    changed = {key.replace(_INSTANCE, word): _replaced(each, word) for key, each in table.items()}
+    return Item(changed, item.place)
+
+
+def _replaced_element(value: object, place: Place, word: str) -> object:
+    """An element of a list; one that has a place of its own keeps it."""
+    if isinstance(value, Item):
+        return _replaced(value, word)
+    return _replaced(Item(value, place), word).value
+
+
+def instance_places(item: Item) -> list[Place]:
+    """Where `{instance}` is written in `item`."""
+    value = item.value
+    if isinstance(value, str):
+        return [item.place] if _INSTANCE in value else []
+    if isinstance(value, list):
+        each = [value if isinstance(value, Item) else Item(value, item.place) for value in value]
+        return [place for element in each for place in instance_places(element)]
+    places = []
+    for key, inner in (table_of(item) or {}).items():
+        places += [inner.place] if _INSTANCE in key else instance_places(inner)
+    return places
 
 
 class Section:
@@ -110,8 +154,10 @@ class Section:
     def take(self, key: str, parse: Callable[[object], T], default: T) -> T:
         """The value of `key`, or `default` where it is absent or (with a complaint) wrong."""
         item = self.item(key)
-        if item is None:
-            return default
+        return default if item is None else self.parse(item, parse, default)
+
+    def parse(self, item: Item, parse: Callable[[object], T], default: T) -> T:
+        """What `item`, something in this table, comes to; `default` where (with a complaint) it is wrong."""
         try:
             return parse(item.value)
         except Wrong as wrong:
@@ -136,13 +182,12 @@ class Section:
 
     def each(self, parse: Callable[[object], T]) -> dict[str, T]:
         """A table whose keys are the user's own."""
-        values: dict[str, T] = {}
-        for key, item in self._items.items():
-            try:
-                values[key] = parse(item.value)
-            except Wrong as wrong:
-                self._sheet.refuse(item.place, self._service, str(wrong))
-        return values
+        read = {key: self.parse(item, parse, None) for key, item in self._items.items()}
+        return {key: value for key, value in read.items() if value is not None}
+
+    def items(self) -> Mapping[str, Item]:
+        """Everything in a table whose keys are the user's own."""
+        return self._items
 
     def given(self, key: str) -> bool:
         """Whether `key` is there, right or wrong."""

@@ -1,71 +1,122 @@
-"""From `[defaults]` and `[[service]]` to definitions: what keys mean, which do not go together."""
+"""From `[defaults]` and every `[[service]]` to definitions: names, instances, what two services cannot share."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from registry.config import values
 from registry.config.complaints import Sheet
-from registry.config.section import Item, Section, Table, expand, merge, table_of
-from registry.core.definition import Check, Definition, Logs, OnFailure, Policy, Restart, Stop
+from registry.config.keys import Service, read_own, read_shared
+from registry.config.lines import Place
+from registry.config.section import (
+    Item,
+    Section,
+    Table,
+    expand,
+    instance_places,
+    merge,
+    table_of,
+    with_instance,
+)
+from registry.core.definition import Definition
+
+INSTANCES_MAX = 1000
+NAME_MAX = 64
+"""Characters in a service's name, `@` and the number of an instance included."""
+
+OF_ONE = ("name", "cmd", "instances", "depends_on", "sockets")
 
 
-class Service(msgspec.Struct, frozen=True):
-    """A definition, and beside it what is never journaled: the values of its `env`."""
+class Declared(msgspec.Struct, frozen=True):
+    """One `[[service]]` and what it was read to. `instances` is None where it declares none.
 
-    definition: Definition
-    environment: dict[str, str]
+    Without `is_sound` there are complaints about it, and its definitions are not what was meant.
+    """
+
+    name: str
+    place: Place
+    instances: int | None
+    services: tuple[Service, ...]
+    is_sound: bool
+
+    def names(self) -> tuple[str, ...]:
+        """The names of its services."""
+        if self.instances is None:
+            return (self.name,)
+        return tuple(f"{self.name}@{number}" for number in range(1, self.instances + 1))
 
 
 def read_defaults(sheet: Sheet, item: Item, root: Path) -> Table:
     """The keys of `[defaults]`, complained about once and not once per service."""
     keys = expand(table_of(item) or {})
+    for key in OF_ONE:
+        if foreign := keys.pop(key, None):
+            sheet.refuse(foreign.place, None, "belongs to one service; write it in its [[service]]")
     section = Section(sheet, Item(keys, item.place) if isinstance(item.value, dict) else item)
-    _read(section, Definition(name="", cmd=()), root)
+    if isinstance(item.value, dict):
+        section = Section(sheet, with_instance(Item(keys, item.place), 1))
+    read_shared(section, Definition(name="", cmd=()), root)
     section.close()
     return keys
 
 
-def read_services(sheet: Sheet, item: Item, defaults: Table, root: Path) -> list[Service]:
-    """Every `[[service]]`, in the order of the file."""
-    if not isinstance(item.value, list):
-        shown = values.found(item.value)
-        sheet.refuse(item.place, None, f"found {shown}; write [[service]] above each service")
-        return []
-    services = []
-    numbers: dict[str, int] = {}
-    for position, value in enumerate(item.value):
-        place = (*item.place, position)
-        service = _service(sheet, Item(value, place), defaults, root)
-        name = service.definition.name
-        if name and numbers.setdefault(name, position + 1) != position + 1:
-            first = f"service number {numbers[name]} of this file has this name, too"
-            sheet.refuse((*place, "name"), name, f"{first}; choose another")
-        services.append(service)
-    return services
+def read_services(
+    sheet: Sheet, lists: Sequence[Item], defaults: Table, root: Path
+) -> list[Declared]:
+    """Every `[[service]]` of every file, in order."""
+    declared: list[Declared] = []
+    position = 0
+    for item in (each for list_ in lists for each in elements(sheet, list_, "service")):
+        service = _declared(sheet, item, defaults, root, position)
+        declared.append(service)
+        position += len(service.services)
+    _refuse_same_names(sheet, declared)
+    _refuse_same_addresses(sheet, declared)
+    return declared
 
 
-def _service(sheet: Sheet, item: Item, defaults: Table, root: Path) -> Service:
+def elements(sheet: Sheet, item: Item, key: str) -> list[Item]:
+    """The tables of a list of tables, each with its place."""
+    if isinstance(item.value, list):
+        return [Item(value, (*item.place, number)) for number, value in enumerate(item.value)]
+    shown = values.found(item.value)
+    sheet.refuse(item.place, None, f"found {shown}; write [[{key}]] above each {key}")
+    return []
+
+
+def _declared(sheet: Sheet, item: Item, defaults: Table, root: Path, position: int) -> Declared:
     own = table_of(item)
-    position = item.place[-1]
-    assert isinstance(position, int)
-    shown = _usable_name(own or {}) or f"#{position + 1}"
+    number = item.place[-1]
+    assert isinstance(number, int)
+    shown = _usable_name(own or {}) or f"#{number + 1}"
     keys = Item(merge(defaults, expand(own)), item.place) if own is not None else item
-    section = Section(sheet, keys, shown)
+    faults = len(sheet)
+    head = Section(sheet, keys, shown)
     if own is None:
-        return Service(Definition(name="", cmd=()), {})
-    section.need("name", 'name = "..."')
-    section.need("cmd", 'cmd = ["program", "argument"]')
-    definition = Definition(
-        name=section.take("name", values.service_name, ""),
-        cmd=section.take("cmd", values.command(root), ()),
-        position=position,
-    )
-    definition, environment = _read(section, definition, root)
-    section.close()
-    return Service(definition, environment)
+        return Declared("", item.place, None, (), is_sound=False)
+    name = head.take("name", values.service_name, "")
+    instances = head.take("instances", values.whole(1, INSTANCES_MAX), None)
+    if len(f"{name}@{instances}") > NAME_MAX and instances is not None:
+        head.refuse(f"is longer than {NAME_MAX} characters with '@{instances}'; shorten it", "name")
+    if not head.given("instances"):
+        _refuse_placeholders(sheet, keys, shown)
+    services: list[Service] = []
+    for instance in range(1, (instances or 1) + 1):
+        plain = Definition(name=name, cmd=(), position=position + instance - 1)
+        if instances is not None:
+            plain = _as_instance(plain, instance)
+        services.append(_service(sheet, with_instance(keys, instance), shown, plain, root))
+        if len(sheet) > faults:
+            break  # it speaks for all of them
+    return Declared(name, item.place, instances, tuple(services), len(sheet) == faults)
+
+
+def _as_instance(plain: Definition, instance: int) -> Definition:
+    name = f"{plain.name}@{instance}"
+    return msgspec.structs.replace(plain, name=name, instance_of=plain.name, instance=instance)
 
 
 def _usable_name(own: Table) -> str | None:
@@ -75,142 +126,55 @@ def _usable_name(own: Table) -> str | None:
         return None
 
 
-def _read(section: Section, plain: Definition, root: Path) -> tuple[Definition, dict[str, str]]:
-    """Every key that `[defaults]` may hold, over the built-in defaults of `plain`."""
-    environment = _environment(section.sub("env"))
+def _refuse_placeholders(sheet: Sheet, keys: Item, shown: str) -> None:
+    for place in instance_places(keys):
+        owner = f", and service '{shown}' has none" if place[0] == "defaults" else ""
+        remedy = "add for example instances = 2 or write it out"
+        sheet.refuse(place, shown, f"{{instance}} is for services with instances{owner}; {remedy}")
+
+
+def _service(sheet: Sheet, keys: Item, shown: str, plain: Definition, root: Path) -> Service:
+    section = Section(sheet, keys, shown)
+    section.item("name")
+    section.item("instances")
+    section.need("name", 'name = "..."')
+    section.need("cmd", 'cmd = ["program", "argument"]')
     definition = msgspec.structs.replace(
-        plain,
-        restart=_restart(section.sub("restart")),
-        stop=_stop(section.sub("stop")),
-        checks=_checks(section, root),
-        cwd=section.take("cwd", values.path(root), str(root)),
-        env_names=tuple(environment),
-        env_file=section.take("env_file", values.path(root), None),
-        user=section.take("user", values.account, None),
-        group=section.take("group", values.account, None),
-        umask=section.take("umask", values.octal("022"), plain.umask),
-        autostart=section.take("autostart", values.boolean, plain.autostart),
-        essential=section.take("essential", values.boolean, plain.essential),
-        success_exit_codes=section.take(
-            "success_exit_codes", values.exit_codes, plain.success_exit_codes
-        ),
-        start_timeout_s=section.take(
-            "start_timeout", values.positive_duration, plain.start_timeout_s
-        ),
-        logs=_logs(section.sub("logs"), root),
+        plain, cmd=section.take("cmd", values.command(root), plain.cmd)
     )
-    return definition, environment
-
-
-def _environment(env: Section) -> dict[str, str]:
-    environment = env.each(values.variable)
-    for name in environment:
-        if not name or "=" in name or "\0" in name:
-            env.refuse("the name of a variable is not empty and holds no '=' and no NUL", name)
-    return environment
-
-
-def _restart(section: Section) -> Restart:
-    plain = Restart()
-    policy = section.take("policy", values.choice(Policy), plain.policy)
-    delay = section.take("delay", values.duration, None)
-    delay_max = section.take("delay_max", values.duration, None)
-    limit = section.take("limit", values.whole(1), None)
-    within = section.take("within", values.positive_duration, None)
+    service = read_own(section, read_shared(section, definition, root), root)
     section.close()
-    if delay is not None and delay_max is not None and delay > delay_max:
-        section.refuse("is longer than delay_max; raise delay_max or lower delay", "delay")
-    if policy is Policy.NEVER and section.inherited("limit") and not section.inherited("policy"):
-        limit = within = None  # a limit among the defaults is for the services that restart
-    else:
-        _limit(section, policy)
-    return Restart(policy, *_delays(delay, delay_max), limit, within)
+    return service
 
 
-def _delays(delay_s: float | None, delay_max_s: float | None) -> tuple[float, float]:
-    """Where only one of the two is given, the other's default gives way to it."""
-    plain = Restart()
-    if delay_s is None:
-        delay_s = plain.delay_s if delay_max_s is None else min(plain.delay_s, delay_max_s)
-    if delay_max_s is None:
-        delay_max_s = max(plain.delay_max_s, delay_s)
-    return delay_s, delay_max_s
+def _refuse_same_names(sheet: Sheet, declared: Sequence[Declared]) -> None:
+    first: dict[str, Declared] = {}
+    for each in declared:
+        other = first.setdefault(each.name, each)
+        if each.name and other is not each:
+            there = sheet.where((*other.place, "name"))
+            message = f"the service at {there} has this name, too; choose another"
+            sheet.refuse((*each.place, "name"), each.name, message)
 
 
-def _limit(section: Section, policy: Policy) -> None:
-    """Complain about a limit that can have no effect."""
-    if policy is Policy.NEVER and section.given("limit"):
-        section.refuse('has no effect with policy "Never"; leave one of them out', "limit")
-    elif section.given("limit") and not section.given("within"):
-        section.refuse('needs within, too: add for example within = "10m"', "limit")
-    elif section.given("within") and not section.given("limit"):
-        section.refuse("needs limit, too: add for example limit = 20", "within")
+def _refuse_same_addresses(sheet: Sheet, declared: Sequence[Declared]) -> None:
+    first: dict[str, tuple[Declared, Place]] = {}
+    told: set[Place] = set()
+    for each in declared:
+        for socket in (s for service in each.services for s in service.definition.sockets):
+            place = (*each.place, "sockets", socket.name)
+            if socket.address not in first:
+                first[socket.address] = (each, place)
+            elif place not in told:
+                told.add(place)
+                message = _same_address(sheet, socket.address, place, *first[socket.address])
+                sheet.refuse(place, each.name, message)
 
 
-def _stop(section: Section) -> Stop:
-    plain = Stop()
-    stop = Stop(
-        signal=section.take("signal", values.signal_name, plain.signal),
-        timeout_s=section.take("timeout", values.duration, plain.timeout_s),
-    )
-    section.close()
-    return stop
-
-
-def _logs(section: Section, root: Path) -> Logs | None:
-    plain = Logs(dir=str(root / "var" / "log"))
-    enabled = section.take("enabled", values.switch, True)
-    logs = Logs(
-        dir=section.take("dir", values.path(root), plain.dir),
-        size_max=section.take("size_max", values.size, plain.size_max),
-        files_max=section.take("files_max", values.whole(1, 10_000), plain.files_max),
-    )
-    section.close()
-    return logs if enabled else None
-
-
-def _checks(section: Section, root: Path) -> tuple[Check, ...]:
-    item = section.item("health_check")
-    if item is None:
-        return ()
-    each = item.value if isinstance(item.value, list) else [item]
-    sections = [section.of(check) for check in each]
-    if section.place != ("defaults",):  # there a table may leave the target to the services
-        for check in sections:
-            check.need("target", 'target = "http://127.0.0.1:8000/"')
-    return _named([_check(check, root) for check in sections], sections)
-
-
-def _check(section: Section, root: Path) -> Check:
-    plain = Check(name="", target="")
-    check = Check(
-        name=section.take("name", values.label, plain.name),
-        target=section.take("target", values.target(root), plain.target),
-        interval_s=section.take("interval", values.positive_duration, plain.interval_s),
-        timeout_s=section.take("timeout", values.positive_duration, plain.timeout_s),
-        failures=section.take("failures", values.whole(1), plain.failures),
-        successes=section.take("successes", values.whole(1), plain.successes),
-        on_failure=section.take("on_failure", values.choice(OnFailure), plain.on_failure),
-    )
-    section.close()
-    return check
-
-
-def _named(checks: list[Check], sections: list[Section]) -> tuple[Check, ...]:
-    """Names for the checks that have none (their scheme, `-2` and so on); names are used once."""
-    taken: set[str] = set()
-    for check, section in zip(checks, sections, strict=True):
-        if check.name and check.name in taken:
-            section.refuse("another check of this service has this name; choose another", "name")
-        taken.add(check.name)
-    return tuple(check if check.name else _with_free_name(check, taken) for check in checks)
-
-
-def _with_free_name(check: Check, taken: set[str]) -> Check:
-    scheme = check.target.partition(":")[0]
-    name, number = scheme, 1
-    while name in taken:
-        number += 1
-        name = f"{scheme}-{number}"
-    taken.add(name)
-    return msgspec.structs.replace(check, name=name)
+def _same_address(
+    sheet: Sheet, address: str, place: Place, other: Declared, other_place: Place
+) -> str:
+    if place == other_place:
+        return f"every instance would listen at {address}; write {{instance}} into the address"
+    where = sheet.where(other_place)
+    return f"service '{other.name}' listens at {address}, too ({where}); choose another"

@@ -11,20 +11,31 @@ import math
 import re
 import shlex
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 from registry.config.complaints import suggestion
 
 SOCKET_PATH_MAX = 107
 """Bytes in a Unix socket's path: `sun_path` of unix(7) is 108 with its final NUL."""
 
-_LONGEST_S = 36500 * 86400.0  # a hundred years: a deadline in nanoseconds still fits 64 bits
-_NUMBER_MAX = 1_000_000
-_SIZE_MIN, _SIZE_MAX = 4096, 2**60
+LONGEST_S = 36500 * 86400.0
+"""The longest duration: a hundred years, so that a deadline in nanoseconds still fits 64 bits."""
+NUMBER_MAX = 1_000_000
+"""The largest number where a key has no bound of its own."""
+SIZE_MIN, SIZE_MAX = 4096, 2**60
+"""The smallest size that a log or a limit of memory has, and the largest."""
+CPUS_MIN = 0.01
+"""The fewest CPUs: a cgroup hands out 1 ms in 100 at least (cpu.max)."""
+DURATION = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)(ms|s|m|h|d)", re.ASCII)
+SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?) ?(B|KB|MB|GB|KiB|MiB|GiB)", re.ASCII)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+SOCKET_NAME = re.compile(r"[A-Za-z0-9_-]{1,255}")
+OCTAL = re.compile(r"0?[0-7]{1,3}")
+GRANTEES = ("user", "group", "uid", "gid")
+
 _UNITS_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _UNITS_B = {
     "B": 1,
@@ -35,12 +46,7 @@ _UNITS_B = {
     "MiB": 1024**2,
     "GiB": 1024**3,
 }
-_DURATION = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)(ms|s|m|h|d)", re.ASCII)
-_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?) ?(B|KB|MB|GB|KiB|MiB|GiB)", re.ASCII)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_OCTAL = re.compile(r"0?[0-7]{1,3}")
-_URL = re.compile(r"[!-~]+")
-_SCHEMES = ("unix:", "http:", "https:", "cmd:", "heartbeat:")
+_ID = re.compile(r"[0-9]{1,10}")
 _SHOWN_MAX = 60
 
 T = TypeVar("T")
@@ -99,7 +105,7 @@ def switch(value: object) -> bool:
     return value
 
 
-def whole(least: int, most: int = _NUMBER_MAX) -> Callable[[object], int]:
+def whole(least: int, most: int = NUMBER_MAX) -> Callable[[object], int]:
     """A whole number from `least` to `most`."""
 
     def parse(value: object) -> int:
@@ -127,13 +133,13 @@ def choice(kind: type[E]) -> Callable[[object], E]:
 def duration(value: object) -> float:
     """Seconds, from a number of them or from "500ms", "5s", "2m", "1h", "90d"."""
     if isinstance(value, str):
-        match = _DURATION.fullmatch(value)
+        match = DURATION.fullmatch(value)
         seconds = float(match[1]) * _UNITS_S[match[2]] if match else math.nan
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value) if abs(value) <= _LONGEST_S else math.nan
+        seconds = float(value) if abs(value) <= LONGEST_S else math.nan
     else:
         seconds = math.nan
-    if not 0 <= seconds <= _LONGEST_S:
+    if not 0 <= seconds <= LONGEST_S:
         raise wanted(
             value, 'a duration such as "500ms", "5s", "2m", "1h", "90d", or seconds, up to 36500d'
         )
@@ -148,25 +154,88 @@ def positive_duration(value: object) -> float:
     return seconds
 
 
-def size(value: object) -> int:
+def size(least: int = SIZE_MIN) -> Callable[[object], int]:
     """Bytes, from a number of them or from "512KB", "10MB", "1GB" (KiB, MiB, GiB are binary)."""
-    number: int | None = None
-    if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
-        number = int(float(match[1]) * _UNITS_B[match[2]])
-    elif isinstance(value, int) and not isinstance(value, bool):
-        number = value
-    if number is None or number > _SIZE_MAX:
-        raise wanted(value, 'a size such as "512KB", "10MB", "1GiB", or a number of bytes')
-    if number < _SIZE_MIN:
-        raise wanted(value, f"a size of at least {_SIZE_MIN} bytes")
-    return number
+
+    def parse(value: object) -> int:
+        number: int | None = None
+        if isinstance(value, str) and (match := SIZE.fullmatch(value)):
+            number = int(float(match[1]) * _UNITS_B[match[2]])
+        elif isinstance(value, int) and not isinstance(value, bool):
+            number = value
+        if number is None or number > SIZE_MAX:
+            raise wanted(value, 'a size such as "512KB", "10MB", "1GiB", or a number of bytes')
+        if number < least:
+            raise wanted(value, f"a size of at least {least} bytes")
+        return number
+
+    return parse
+
+
+def whole_seconds(value: object) -> int:
+    """A duration in whole seconds, at least one."""
+    seconds = duration(value)
+    if seconds < 1 or seconds != int(seconds):
+        raise wanted(value, 'whole seconds, at least one, such as 60 or "5m"')
+    return int(seconds)
+
+
+def cpus(value: object) -> float:
+    """A number of CPUs. A cgroup hands out 1 ms in 100 at least."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise wanted(value, "a number of CPUs, such as 1.5")
+    if not CPUS_MIN <= value <= NUMBER_MAX:
+        raise wanted(value, f"a number of CPUs, at least {CPUS_MIN}")
+    return float(value)
+
+
+def limited(parse: Callable[[object], T]) -> Callable[[object], T | None]:
+    """What `parse` takes, or "unlimited", which is None."""
+
+    def parsed(value: object) -> T | None:
+        if value == "unlimited":
+            return None
+        try:
+            return parse(value)
+        except Wrong as wrong:
+            raise Wrong(f'{wrong}, or "unlimited"') from None
+
+    return parsed
+
+
+def each(parse: Callable[[object], T], example: str) -> Callable[[object], tuple[T, ...]]:
+    """A list whose elements `parse` takes, each of them once. `example` shows a list."""
+
+    def parsed(value: object) -> tuple[T, ...]:
+        if not isinstance(value, list):
+            raise wanted(value, f"a list such as {example}")
+        elements = [parse(element) for element in value]
+        for element in elements:
+            if elements.count(element) > 1:
+                raise Wrong(f"names '{element}' twice; once is enough")
+        return tuple(elements)
+
+    return parsed
+
+
+def word(known: Collection[str], what: str) -> Callable[[object], str]:
+    """One of many `known` words, written exactly; `what` says what they are."""
+
+    def parse(value: object) -> str:
+        if not isinstance(value, str):
+            raise wanted(value, what)
+        if value not in known:
+            raise Wrong(f"found {found(value)}{suggestion(value, known)}")
+        return value
+
+    return parse
 
 
 def octal(example: str) -> Callable[[object], int]:
     """Permission bits, written as a string of octal digits."""
 
     def parse(value: object) -> int:
-        if isinstance(value, str) and _OCTAL.fullmatch(value):
+        if isinstance(value, str) and OCTAL.fullmatch(value):
             return int(value, 8)
         raise wanted(value, f'octal digits as a string, such as "{example}"')
 
@@ -199,6 +268,9 @@ def _exit_code(value: object) -> int:
 
 def service_name(value: object) -> str:
     """A name that can stand on a command line, in a file name and on a page as it is."""
+    if isinstance(value, str) and "@" in value:
+        base = value.partition("@")[0] or "web"
+        raise Wrong(f"'@' is for instances; write name = \"{base}\" and instances = 2")
     name = label(value)
     if name == "all":
         raise Wrong("'all' means all services; choose another name")
@@ -207,11 +279,18 @@ def service_name(value: object) -> str:
 
 def label(value: object) -> str:
     """A name as services and checks have them."""
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
+    if not isinstance(value, str) or not NAME.fullmatch(value):
         raise wanted(
             value,
             "a name of at most 64 letters, digits, '.', '_', '-', not led by a sign",
         )
+    return value
+
+
+def socket_name(value: str) -> str:
+    """A name that can be an element of LISTEN_FDNAMES (sd_listen_fds(3)): no colon, 255 characters."""
+    if not SOCKET_NAME.fullmatch(value):
+        raise Wrong("the name of a socket is 1 to 255 letters, digits, '_', '-'")
     return value
 
 
@@ -222,6 +301,20 @@ def account(value: object) -> str:
     if not isinstance(value, str):
         raise wanted(value, "a name or a number")
     return text(value)
+
+
+def grantee(value: object) -> str:
+    """Who is given a role: "user:NAME", "group:NAME", "uid:N" or "gid:N"."""
+    if not isinstance(value, str):
+        raise wanted(value, 'strings such as "user:ana" or "group:ops"')
+    kind, colon, name = text(value).partition(":")
+    if not colon:
+        raise Wrong(f'found {found(value)}; write "user:{value}" or "group:{value}"')
+    if kind not in GRANTEES:
+        raise Wrong(f"found {found(value)}{suggestion(kind, GRANTEES)}")
+    if not name or (kind in ("uid", "gid") and not _ID.fullmatch(name)):
+        raise wanted(value, f"a {'number' if kind in ('uid', 'gid') else 'name'} behind the colon")
+    return value
 
 
 def path(root: Path) -> Callable[[object], str]:
@@ -256,7 +349,7 @@ def command(root: Path) -> Callable[[object], tuple[str, ...]]:
             raise Wrong(f"found a string, want a list of strings{_as_list(value)}")
         if not isinstance(value, list):
             raise wanted(value, 'a list of strings, such as ["python3", "-m", "http.server"]')
-        return _argv([_argument(each) for each in value], root)
+        return argv([_argument(each) for each in value], root)
 
     return parse
 
@@ -285,7 +378,7 @@ def _quoted(value: object) -> str:
     return f': write "{value}"' if abs(value) < 1e18 else ""
 
 
-def _argv(words: list[str], root: Path) -> tuple[str, ...]:
+def argv(words: list[str], root: Path) -> tuple[str, ...]:
     if not words or not words[0].strip():
         raise Wrong('names no program; write for example ["python3", "-m", "http.server"]')
     program, *arguments = words
@@ -299,58 +392,3 @@ def variable(value: object) -> str:
     if "\0" in value:
         raise Wrong("holds a NUL character, which no variable can hold")
     return value
-
-
-def target(root: Path) -> Callable[[object], str]:
-    """What a check looks at, with its paths made absolute."""
-
-    def parse(value: object) -> str:
-        if not isinstance(value, str):
-            raise wanted(value, 'a target such as "http://127.0.0.1:8000/", or a table')
-        word = text(value)
-        scheme, colon, rest = word.partition(":")
-        match scheme + colon:
-            case "unix:":
-                if not rest:
-                    raise wanted(value, 'a path behind the colon, as in "unix:var/run/web.sock"')
-                return f"unix:{socket_path(root)(rest)}"
-            case "http:" | "https:":
-                return _url(word)
-            case "cmd:":
-                return _command_target(rest, root)
-            case "heartbeat:":
-                if rest:
-                    raise wanted(value, '"heartbeat:" with nothing behind it')
-                return word
-            case _:
-                unknown = scheme + (colon or ":")
-                raise Wrong(f"found {found(value)}, unknown scheme{suggestion(unknown, _SCHEMES)}")
-
-    return parse
-
-
-def _url(word: str) -> str:
-    if not _URL.fullmatch(word):
-        raise Wrong("a URL has only visible ASCII characters; write others as %20 and the like")
-    try:
-        parts = urlsplit(word)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise Wrong(f"found {found(word)}: {error}") from None
-    if not host or port == 0:
-        missing = "host" if not host else "port above 0"
-        raise Wrong(
-            f'found {found(word)}, want a {missing}, as in "{parts.scheme}://127.0.0.1:8000/"'
-        )
-    return word
-
-
-def _command_target(rest: str, root: Path) -> str:
-    try:
-        words = shlex.split(rest)
-    except ValueError as error:
-        raise Wrong(f"cannot be split into words: {error}") from None
-    if not words or not words[0].strip():
-        raise Wrong('names no program; write for example "cmd:./scripts/queue_short.sh"')
-    argv = _argv(words, root)
-    return f"cmd:{rest}" if argv[0] == words[0] else f"cmd:{shlex.join(argv)}"

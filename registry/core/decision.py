@@ -11,73 +11,25 @@ import msgspec
 
 from registry.core import events as ev
 from registry.core import inputs as inp
-from registry.core import restarts
-from registry.core.definition import OnFailure
-from registry.core.lifecycle import FOR_A_PERSON, Reason, State, move
-from registry.core.service import CheckState, Service, end_reason, evolve, start_due_ns
+from registry.core import notices, restarts
+from registry.core.changes import keys_for_a_new_run
+from registry.core.definition import OnFailure, Ready
+from registry.core.lifecycle import FOR_A_PERSON, Reason, State
+from registry.core.place import Decision, Place
+from registry.core.service import UP, CheckState, Service, end_reason, start_due_ns
 
+__all__ = ["Place", "decide"]
 
-class Place(msgspec.Struct, frozen=True):
-    """Where a decision stands: the clocks, the next sequence number, and what it continues, if anything."""
-
-    now: ev.Now
-    seq: int
-    journal_id: str
-    decision: int | None = None
-
-
-class _Decision:
-    """Records as they are decided: each is folded at once, so that the next step sees it."""
-
-    def __init__(self, service: Service, place: Place, actor: ev.Actor | None = None) -> None:
-        self.service = service
-        self.place = place
-        self.actor = actor
-        self.records: list[ev.Record] = []
-
-    def move(
-        self,
-        trigger: str,
-        kind: type[ev.Moved],
-        reason: Reason,
-        *,
-        given: object = None,
-        cause: int | None = None,
-        run: int | None = None,
-        **fields: Any,
-    ) -> bool:
-        """Make the move if the table has it; what it journals is caused by `cause`, else by the step before."""
-        source = self.service.state
-        dest = move(self.service, trigger, given)
-        if dest is None:
-            return False
-        self.add(kind(source=source, dest=dest, reason=reason, **fields), cause=cause, run=run)
-        return True
-
-    def add(self, event: ev.Event, *, cause: int | None = None, run: int | None = None) -> None:
-        seq = self.place.seq + len(self.records)
-        record = ev.Record(
-            seq=seq,
-            at_ns=self.place.now.at_ns,
-            mono_ns=self.place.now.mono_ns,
-            decision=self.place.decision or self.place.seq,
-            service=self.service.name,
-            run=(self.service.run if run is None else run) or None,
-            cause=self.records[-1].seq if self.records else cause,
-            actor=self.actor,
-            event=event,
-        )
-        evolve(self.service, record)
-        self.records.append(record)
+_DOWN = (State.STOPPED, State.FAILED, State.RESTARTING)
 
 
 def decide(service: Service, given: inp.Input, place: Place) -> list[ev.Record]:
     """What follows from an input: records in order, none where it changes nothing. Moves `service`."""
     if isinstance(given, inp.Command):
-        decision = _Decision(service, place, given.actor)
+        decision = Decision(service, place, given.actor)
         _command(decision, given)
     else:
-        decision = _Decision(service, place)
+        decision = Decision(service, place)
         if _concerns(service, given):
             _observed(decision, given)
     return decision.records
@@ -86,7 +38,14 @@ def decide(service: Service, given: inp.Input, place: Place) -> list[ev.Record]:
 _OF_A_PROCESS = (
     inp.GateOpened
     | inp.StartTimerDue
+    | inp.StopTimerDue
     | inp.Probed
+    | inp.NotifiedReady
+    | inp.NotifiedStopping
+    | inp.NotifiedMain
+    | inp.NotifiedExtension
+    | inp.NotifiedWatchdog
+    | inp.MemoryFound
     | inp.ProcessExited
     | inp.ProcessLost
     | inp.ProcessFound
@@ -107,31 +66,73 @@ def _concerns(service: Service, given: inp.Observation) -> bool:
     return given.run == service.run
 
 
-def _command(decision: _Decision, given: inp.Command) -> None:
+def _command(decision: Decision, given: inp.Command) -> None:
     service = decision.service
     match given:
         case inp.Start(reason=reason):
-            decision.move("start", ev.StartRequested, reason, cause=given.cause)
+            _want_up(decision, "start", ev.StartRequested, reason, given.cause)
         case inp.Stop(reason=reason):
-            decision.move("stop", ev.StopRequested, reason, given=reason, cause=given.cause)
-        case inp.Restart():
-            decision.move(
-                "restart", ev.RestartRequested, Reason.RESTART_REQUESTED, cause=given.cause
-            )
+            _stop(decision, reason, given.cause)
+        case inp.Restart(reason=reason):
+            _want_up(decision, "restart", ev.RestartRequested, reason, given.cause)
         case inp.Reset():
             reason = Reason.RESET if service.state is State.FAILED else service.reason
             decision.move("reset", ev.ResetRequested, reason, cause=given.cause)
         case inp.Define():
             _define(decision, given)
+        case inp.Renew():
+            _renew(decision, given.cause)
         case inp.Remove():
-            reason = Reason.REMOVED
-            if not decision.move("removed", ev.Removed, reason, cause=given.cause):
-                decision.move("stop", ev.StopRequested, reason, given=reason, cause=given.cause)
+            if not decision.move("removed", ev.Removed, Reason.REMOVED, cause=given.cause):
+                _stop(decision, Reason.REMOVED, given.cause)
+        case inp.Signal(signal=signal) if service.pid is not None:
+            decision.add(ev.SignalRequested(signal=signal), cause=given.cause)
+        case inp.Reload() if service.pid is not None and service.definition.reload is not None:
+            decision.add(ev.ReloadRequested(), cause=given.cause)
+        case inp.Signal() | inp.Reload():
+            return  # there is nobody to tell
+        case inp.Reconsider():
+            _reconsider(decision, given.cause)
         case _:
             raise TypeError(f"no rule for command {type(given).__name__}")
 
 
-def _define(decision: _Decision, given: inp.Define) -> None:
+def _want_up(
+    decision: Decision, trigger: str, kind: type[ev.Moved], reason: Reason, cause: int | None
+) -> None:
+    around = decision.place.around
+    if around.waits and decision.service.state in _DOWN:
+        reason = Reason.WAITING
+    decision.move(trigger, kind, reason, given=around, cause=cause)
+
+
+class _StopAsked(msgspec.Struct, frozen=True):
+    """A stop for this reason; `held` while dependents are stopping."""
+
+    reason: Reason
+    held: bool
+
+
+def _stop(decision: Decision, reason: Reason, cause: int | None) -> None:
+    held = decision.place.around.held and decision.service.pid is not None
+    asked = _StopAsked(reason, held)
+    decision.move("stop", ev.StopRequested, reason, given=asked, cause=cause)
+
+
+def _reconsider(decision: Decision, cause: int | None) -> None:
+    """What a service waited for may have come, or what it depends on be another than before."""
+    service, around = decision.service, decision.place.around
+    is_up = service.state in UP
+    if service.reason is Reason.WAITING and service.wanted and not around.waits:
+        reason = Reason.DEPENDENCIES_MET
+        decision.move("dependencies_met", ev.DependenciesMet, reason, cause=cause)
+    elif is_up and not service.wanted and not around.held:
+        decision.move("dependents_gone", ev.DependentsGone, service.bound_reason, cause=cause)
+    elif is_up and service.wanted and around.follows and service.pid is not None:
+        _want_up(decision, "restart", ev.RestartRequested, Reason.DEPENDENCY, cause)
+
+
+def _define(decision: Decision, given: inp.Define) -> None:
     service = decision.service
     fields: dict[str, Any] = {"definition": given.definition, "digest": given.digest}
     if not service.digest:
@@ -143,7 +144,19 @@ def _define(decision: _Decision, given: inp.Define) -> None:
         decision.move("redefined", ev.Redefined, service.reason, cause=given.cause, **fields)
 
 
-def _observed(decision: _Decision, given: inp.Observation) -> None:
+def _renew(decision: Decision, cause: int | None) -> None:
+    service = decision.service
+    runs_by = service.run_definition
+    is_stale = runs_by is not None and keys_for_a_new_run(runs_by, service.definition)
+    if service.state in UP and service.wanted and is_stale:
+        _want_up(decision, "restart", ev.RestartRequested, Reason.REDEFINED, cause)
+    elif service.state is State.FAILED and service.wanted:
+        _want_up(decision, "start", ev.StartRequested, Reason.REDEFINED, cause)
+    else:
+        _reconsider(decision, cause)  # it may wait for others than before
+
+
+def _observed(decision: Decision, given: inp.Observation) -> None:
     service = decision.service
     match given:
         case inp.SpawnSucceeded():
@@ -168,14 +181,20 @@ def _observed(decision: _Decision, given: inp.Observation) -> None:
             ):
                 _after_end(decision)
         case inp.GateOpened():
-            if not service.definition.checks:
+            if service.definition.readiness is Ready.SPAWN:
                 decision.move("became_ready", ev.BecameReady, Reason.READY, cause=service.cause)
         case inp.StartTimerDue():
             _start_timer_due(decision)
         case inp.RestartTimerDue():
             due_ns = service.restart_due_ns
             if due_ns is not None and due_ns <= decision.place.now.mono_ns:
-                decision.move("restart_due", ev.RestartDue, Reason.POLICY, cause=service.cause)
+                _restart_due(decision, Reason.POLICY, cause=service.cause)
+        case inp.MemoryFound():
+            _memory_found(decision, given)
+        case inp.RequestCarriedOut():
+            if any(request.seq == given.request for request in service.requests):
+                done = ev.RequestDone(request=given.request, error=given.error)
+                decision.add(done, cause=given.request)
         case inp.Probed():
             _probed(decision, given)
         case inp.ProcessExited() | inp.ProcessLost():
@@ -190,10 +209,29 @@ def _observed(decision: _Decision, given: inp.Observation) -> None:
         case inp.RunFound():
             _run_found(decision, given)
         case _:
-            raise TypeError(f"no rule for observation {type(given).__name__}")
+            notices.take(decision, given)
 
 
-def _run_found(decision: _Decision, given: inp.RunFound) -> None:
+def _memory_found(decision: Decision, given: inp.MemoryFound) -> None:
+    most = decision.service.definition.restart.memory_max
+    if most is not None and given.bytes > most:
+        decision.move(
+            "memory_exceeded",
+            ev.MemoryExceeded,
+            Reason.MEMORY_MAX,
+            cause=decision.service.cause,
+            bytes=given.bytes,
+            memory_max=most,
+        )
+
+
+def _restart_due(decision: Decision, reason: Reason, *, cause: int | None = None) -> None:
+    around = decision.place.around
+    reason = Reason.WAITING if around.waits else reason
+    decision.move("restart_due", ev.RestartDue, reason, given=around, cause=cause)
+
+
+def _run_found(decision: Decision, given: inp.RunFound) -> None:
     """The journal is behind: the run that it calls the present one has ended, how is unknown."""
     if decision.service.pid is not None:
         lost = inp.ProcessLost(run=decision.service.run)
@@ -209,7 +247,7 @@ def _run_found(decision: _Decision, given: inp.RunFound) -> None:
     )
 
 
-def _start_timer_due(decision: _Decision) -> None:
+def _start_timer_due(decision: Decision) -> None:
     service = decision.service
     if start_due_ns(service) <= decision.place.now.mono_ns:
         decision.move(
@@ -221,7 +259,7 @@ def _start_timer_due(decision: _Decision) -> None:
         )
 
 
-def _probed(decision: _Decision, given: inp.Probed) -> None:
+def _probed(decision: Decision, given: inp.Probed) -> None:
     service = decision.service
     check = service.definition.check(given.check)
     if check is None or service.state not in (State.STARTING, State.RUNNING):
@@ -234,9 +272,9 @@ def _probed(decision: _Decision, given: inp.Probed) -> None:
     if given.ok:
         if state.healthy is not True and given.count >= check.successes:
             decision.add(ev.BecameHealthy(check=check.name, successes=given.count), cause=state.seq)
-        if all_succeed(service):
+        if service.definition.readiness is Ready.HEALTH and all_succeed(service):
             decision.move("became_ready", ev.BecameReady, Reason.READY, cause=state.seq)
-    elif state.healthy is not False and given.count >= check.failures:
+    elif state.healthy is not False and (given.final or given.count >= check.failures):
         decision.move(
             "became_unhealthy",
             ev.BecameUnhealthy,
@@ -263,7 +301,7 @@ def all_succeed(service: Service) -> bool:
     )
 
 
-def _process_ended(decision: _Decision, given: inp.ProcessExited | inp.ProcessLost) -> None:
+def _process_ended(decision: Decision, given: inp.ProcessExited | inp.ProcessLost) -> None:
     service = decision.service
     stopping = service.state is State.STOPPING
     if not _journal_end(decision, given, cause=service.cause if stopping else None):
@@ -275,7 +313,7 @@ def _process_ended(decision: _Decision, given: inp.ProcessExited | inp.ProcessLo
 
 
 def _journal_end(
-    decision: _Decision, given: inp.ProcessExited | inp.ProcessLost, *, cause: int | None
+    decision: Decision, given: inp.ProcessExited | inp.ProcessLost, *, cause: int | None
 ) -> bool:
     reason = _end_reason(decision.service, given)
     match given:
@@ -315,21 +353,30 @@ def _end_reason(service: Service, given: inp.ProcessExited | inp.ProcessLost) ->
     return end_reason(given.exit_code, given.signal, clean=service.is_clean(given))
 
 
-def _group_gone(decision: _Decision, killed: int) -> None:
+def _group_gone(decision: Decision, killed: int) -> None:
     service = decision.service
     if service.pid is not None:  # its main process has not been seen to end
         return
-    reason = service.bound_reason
-    if decision.move("group_emptied", ev.GroupEmptied, reason, cause=service.cause, killed=killed):
+    around, reason = decision.place.around, service.bound_reason
+    if service.bound is State.STARTING and around.waits:
+        reason = Reason.WAITING
+    if decision.move(
+        "group_emptied",
+        ev.GroupEmptied,
+        reason,
+        given=around,
+        cause=service.cause,
+        killed=killed,
+    ):
         _after_end(decision)
 
 
-def _after_end(decision: _Decision) -> None:
+def _after_end(decision: Decision) -> None:
     """A run is over, and its group: start again, give up, be removed, or rest."""
     service = decision.service
     if service.removing and service.state is not State.STARTING:
         decision.move("removed", ev.Removed, Reason.REMOVED)
-    elif service.state is State.STARTING or not service.wanted:
+    elif service.state is State.STARTING or not service.wanted or service.reason is Reason.WAITING:
         return
     elif service.reason is Reason.NEVER_RAN:
         _schedule(decision, service.attempt, 0.0)
@@ -343,10 +390,12 @@ def _may_restart(service: Service) -> bool:
     if service.reason is Reason.NO_RESOURCES:  # nothing ran, so no policy has anything to say of it
         return True
     clean = service.state is State.STOPPED
+    if clean and service.definition.oneshot:
+        return False
     return restarts.wants_restart(service.definition.restart.policy, clean=clean)
 
 
-def _restart(decision: _Decision) -> None:
+def _restart(decision: Decision) -> None:
     service, now_ns = decision.service, decision.place.now.mono_ns
     restart = service.definition.restart
     if restarts.is_exhausted(service.restart_times_ns, restart, now_ns):
@@ -366,7 +415,7 @@ def _restart(decision: _Decision) -> None:
     _schedule(decision, attempt, delay_s)
 
 
-def _schedule(decision: _Decision, attempt: int, delay_s: float) -> None:
+def _schedule(decision: Decision, attempt: int, delay_s: float) -> None:
     service, now_ns = decision.service, decision.place.now.mono_ns
     decision.move(
         "restart_scheduled",
@@ -377,5 +426,6 @@ def _schedule(decision: _Decision, attempt: int, delay_s: float) -> None:
         due_ns=now_ns + int(delay_s * restarts.NS),
     )
     if delay_s == 0:
-        reason = Reason.NEVER_RAN if service.reason is Reason.NEVER_RAN else Reason.POLICY
-        decision.move("restart_due", ev.RestartDue, reason)
+        _restart_due(
+            decision, Reason.NEVER_RAN if service.reason is Reason.NEVER_RAN else Reason.POLICY
+        )

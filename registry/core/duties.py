@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import msgspec
 
-from registry.core.inputs import Observation, RestartTimerDue, StartTimerDue
+from registry.core.inputs import Observation, RestartTimerDue, StartTimerDue, StopTimerDue
 from registry.core.lifecycle import State
-from registry.core.restarts import NS
-from registry.core.service import HAS_RUN, Service, start_due_ns
+from registry.core.service import Request, Service, start_due_ns, stop_due_ns
 
 
 class StopDuty(msgspec.Struct, frozen=True):
@@ -28,13 +27,16 @@ class Timer(msgspec.Struct, frozen=True):
 
 
 class Duties(msgspec.Struct, frozen=True):
-    """What ought to be under way: a new run to spawn, a run behind an open gate, a stop, checks, a timer."""
+    """What ought to be under way: a new run to spawn, a run behind an open gate, a stop, checks, a timer, and
+    signals and reloads that somebody asked for.
+    """
 
     spawn: int | None = None
     gate: int | None = None
     stop: StopDuty | None = None
     checks: bool = False
     timer: Timer | None = None
+    requests: tuple[Request, ...] = ()
 
 
 _NOTHING = Duties()
@@ -45,10 +47,8 @@ def duties(service: Service) -> Duties:
     match service.state:
         case State.STARTING if service.pid is None:
             return Duties(spawn=service.run + 1)
-        case State.STARTING:
-            return Duties(gate=service.run, checks=True, timer=_start_timer(service))
-        case State.RUNNING:
-            return Duties(gate=service.run, checks=True)
+        case State.STARTING | State.RUNNING:
+            return _up(service)
         case State.STOPPING:
             return Duties(stop=_stop(service))
         case State.RESTARTING:
@@ -58,17 +58,24 @@ def duties(service: Service) -> Duties:
             return _NOTHING
 
 
-def _start_timer(service: Service) -> Timer:
-    return Timer(start_due_ns(service), StartTimerDue(run=service.run))
+def _up(service: Service) -> Duties:
+    is_ending = service.ending_ns is not None
+    return Duties(
+        gate=service.run,
+        checks=not is_ending,
+        timer=_timer(service),
+        requests=service.requests if service.state is State.RUNNING else (),
+    )
+
+
+def _timer(service: Service) -> Timer | None:
+    if service.ending_ns is not None:
+        return Timer(stop_due_ns(service, service.ending_ns), StopTimerDue(run=service.run))
+    if service.state is State.STARTING:
+        return Timer(start_due_ns(service), StartTimerDue(run=service.run))
+    return None
 
 
 def _stop(service: Service) -> StopDuty:
-    stop = service.definition.stop
-    return StopDuty(stop.signal, service.moved_ns + int(stop.timeout_s * NS))
-
-
-def is_settled(service: Service) -> bool:
-    """True when nothing of a service is under way, or it runs as asked."""
-    if service.state is State.RUNNING:
-        return service.wanted
-    return service.state not in HAS_RUN and service.state is not State.RESTARTING
+    signal = service.stop_signal or service.definition.stop.signal
+    return StopDuty(signal, stop_due_ns(service, service.moved_ns))

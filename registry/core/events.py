@@ -136,6 +136,82 @@ class BecameReady(Moved, frozen=True):
     TYPE = "became_ready"
 
 
+class DependenciesMet(Moved, frozen=True):
+    """What it waited for is as it needs it."""
+
+    TYPE = "dependencies_met"
+
+
+class DependentsGone(Moved, frozen=True):
+    """It was to stop, and those that depend on it have stopped before it."""
+
+    TYPE = "dependents_gone"
+
+
+class StopAnnounced(Moved, frozen=True):
+    """Its process said that it stops by itself: nobody checks it any more."""
+
+    TYPE = "stop_announced"
+
+
+class StopTimedOut(Moved, frozen=True):
+    """It said that it stops, and was still there after its stop timeout."""
+
+    TYPE = "stop_timed_out"
+    timeout_s: float
+
+
+class MemoryExceeded(Moved, frozen=True):
+    """Its processes held `bytes` together, more than the `memory_max` of its restart policy."""
+
+    TYPE = "memory_exceeded"
+    bytes: int
+    memory_max: int
+
+
+class MainChanged(Event, frozen=True):
+    """Another process of the run is its main process from here on: the one before said so."""
+
+    TYPE = "main_changed"
+    pid: int
+    start_time: int | None
+
+
+class TimeoutExtended(Event, frozen=True):
+    """It asked for more time to start or to stop: until `due_ns` (CLOCK_BOOTTIME)."""
+
+    TYPE = "timeout_extended"
+    due_ns: int
+
+
+class WatchdogChanged(Event, frozen=True):
+    """It said how often its heartbeat is due in this run."""
+
+    TYPE = "watchdog_changed"
+    interval_s: float
+
+
+class SignalRequested(Event, frozen=True):
+    """Its main process is to get a signal."""
+
+    TYPE = "signal_requested"
+    signal: str
+
+
+class ReloadRequested(Event, frozen=True):
+    """It is to re-read its own files, as its definition says."""
+
+    TYPE = "reload_requested"
+
+
+class RequestDone(Event, frozen=True):
+    """A signal or reload was carried out (event number `request`), or could not be: `error`."""
+
+    TYPE = "request_done"
+    request: int
+    error: str | None = None
+
+
 class StartTimedOut(Moved, frozen=True):
     """It was not ready within its start timeout."""
 
@@ -285,6 +361,17 @@ TYPES: dict[str, type[Event]] = {
         Spawned,
         SpawnFailed,
         BecameReady,
+        DependenciesMet,
+        DependentsGone,
+        StopAnnounced,
+        StopTimedOut,
+        MemoryExceeded,
+        MainChanged,
+        TimeoutExtended,
+        WatchdogChanged,
+        SignalRequested,
+        ReloadRequested,
+        RequestDone,
         StartTimedOut,
         BecameUnhealthy,
         BecameHealthy,

@@ -34,9 +34,21 @@ class Stop(Command, frozen=True):
 class Restart(Command, frozen=True):
     """Want it up by a new run."""
 
+    reason: Reason = Reason.RESTART_REQUESTED
+
 
 class Reset(Command, frozen=True):
     """Forget its failures."""
+
+
+class Signal(Command, frozen=True):
+    """Send its main process a signal, by its name."""
+
+    signal: str
+
+
+class Reload(Command, frozen=True):
+    """Have it re-read its own files."""
 
 
 class Define(Command, frozen=True):
@@ -46,8 +58,16 @@ class Define(Command, frozen=True):
     digest: str
 
 
+class Renew(Command, frozen=True):
+    """It is declared differently: start anew what cannot take that up in place, and what had failed."""
+
+
 class Remove(Command, frozen=True):
     """Declare it no more: stop what runs, then forget it."""
+
+
+class Reconsider(Command, frozen=True):
+    """Look again at what its neighbours mean for it: something happened to one of them."""
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,18 +99,66 @@ class StartTimerDue(Observation, frozen=True):
     """The start timeout is over."""
 
 
+class StopTimerDue(Observation, frozen=True):
+    """The time is over in which a run that announced its stop was to stop."""
+
+
+class NotifiedReady(Observation, frozen=True):
+    """A process of the run said that it is ready (sd_notify READY=1)."""
+
+
+class NotifiedStopping(Observation, frozen=True):
+    """It said that it stops by itself (STOPPING=1)."""
+
+
+class NotifiedMain(Observation, frozen=True):
+    """It said that another process is its main process (MAINPID), and that is verified."""
+
+    pid: int
+    start_time: int | None
+
+
+class NotifiedExtension(Observation, frozen=True):
+    """It asked for `seconds` more from now on (EXTEND_TIMEOUT_USEC)."""
+
+    seconds: float
+
+
+class NotifiedWatchdog(Observation, frozen=True):
+    """It said how often its heartbeat is due (WATCHDOG_USEC)."""
+
+    interval_s: float
+
+
+class MemoryFound(Observation, frozen=True):
+    """The processes of the run hold `bytes` together, at two looks in a row more than they may."""
+
+    bytes: int
+
+
+class RequestCarriedOut(Observation, frozen=True):
+    """The signal or reload asked for by event number `request` was carried out, or failed with `error`."""
+
+    request: int
+    error: str | None = None
+
+
 class RestartTimerDue(Observation, frozen=True):
     """The restart delay after this run is over."""
 
 
 class Probed(Observation, frozen=True):
-    """A check gave a result, the `count`-th equal one in a row; `ended` is the streak that it broke."""
+    """A check gave a result, the `count`-th equal one in a row; `ended` is the streak that it broke.
+
+    A failure that is `final` counts as if the threshold were reached.
+    """
 
     check: str
     ok: bool
     count: int
     error: str | None = None
     ended: Streak | None = None
+    final: bool = False
 
 
 class ProcessExited(Observation, frozen=True):

@@ -43,6 +43,13 @@ class Reason(StrEnum):
     LOST = "lost"  # ended while nobody watched, status unknown
     UNHEALTHY = "unhealthy"
     START_TIMEOUT = "start_timeout"
+    MEMORY_MAX = "memory_max"  # its processes held more memory than they may
+    STOP_TIMEOUT = "stop_timeout"  # it said that it stops, and did not
+    WAITING = "waiting"  # for a service that it depends on
+    DEPENDENCIES_MET = "dependencies_met"
+    REQUIRED = "required"  # by a service that was started
+    DEPENDENCY = "dependency"  # it follows a service that it depends on
+    REDEFINED = "redefined"  # what it runs is declared differently
     LEFTOVERS = "leftovers"  # the main process ended, others of its group had not
     CRASH_LOOPING = "crash_looping"
     RESTART_LIMIT = "restart_limit"
@@ -89,6 +96,47 @@ def _leaves_group(_service: Service, given: Any) -> bool:
     return not given.group_empty
 
 
+def _is_free(_service: Service, given: Any) -> bool:
+    return not given.waits
+
+
+def _begins_to_wait(service: Service, given: Any) -> bool:
+    is_waiting = service.reason is Reason.WAITING and service.wanted
+    return bool(given.waits) and not is_waiting
+
+
+def _must_wait(_service: Service, given: Any) -> bool:
+    return bool(given.waits)
+
+
+def _starts_again(service: Service, given: Any) -> bool:
+    return service.bound is State.STARTING and not given.waits
+
+
+def _waits_again(service: Service, given: Any) -> bool:
+    return service.bound is State.STARTING and bool(given.waits)
+
+
+def _is_to_stop(service: Service, _given: Any) -> bool:
+    return not service.wanted and not service.removing
+
+
+def _stays_declared(service: Service, _given: Any) -> bool:
+    return not service.removing
+
+
+def _is_held(service: Service, given: Any) -> bool:
+    return bool(given.held) and (service.wanted or _begins_removal(service, given))
+
+
+def _begins_removal(service: Service, given: Any) -> bool:
+    return given.reason is Reason.REMOVED and not service.removing
+
+
+def _is_not_held(_service: Service, given: Any) -> bool:
+    return not given.held
+
+
 def _bound_for(dest: State) -> Any:
     def guard(service: Service, _given: Any) -> bool:
         return service.bound is dest
@@ -100,9 +148,9 @@ def _starts_after(service: Service, _given: Any) -> bool:
     return not service.removing and (service.bound is not State.STARTING or not service.wanted)
 
 
-def _ends_after(service: Service, reason: Any) -> bool:
-    removes = reason is Reason.REMOVED and not service.removing
-    return removes or service.bound is not State.STOPPED or service.wanted
+def _ends_after(service: Service, given: Any) -> bool:
+    is_another = service.bound is not State.STOPPED or service.wanted
+    return is_another or _begins_removal(service, given)
 
 
 def _changes_wish(service: Service, _given: Any) -> bool:
@@ -132,21 +180,31 @@ _HAS_RUN = [_S.STARTING, _S.RUNNING, _S.STOPPING]
 
 ROWS: list[list[Any]] = [
     # trigger, from, to (= is the same), guard
-    ["start", _DOWN, _S.STARTING],
+    ["start", _DOWN, _S.STARTING, _is_free],
+    ["start", _DOWN, _S.STOPPED, _begins_to_wait],
+    ["start", _UP, "=", _is_to_stop],
     ["start", _S.STOPPING, "=", _starts_after],
-    ["restart", _DOWN, _S.STARTING],
-    ["restart", _UP, _S.STOPPING],
+    ["restart", _DOWN, _S.STARTING, _is_free],
+    ["restart", _DOWN, _S.STOPPED, _begins_to_wait],
+    ["restart", _UP, _S.STOPPING, _stays_declared],
     ["restart", _S.STOPPING, "=", _starts_after],
-    ["stop", _UP, _S.STOPPING],
+    ["dependencies_met", _S.STOPPED, _S.STARTING],
+    ["stop", _UP, _S.STOPPING, _is_not_held],
+    ["stop", _UP, "=", _is_held],
+    ["dependents_gone", _UP, _S.STOPPING],
     ["stop", _DOWN, _S.STOPPED, _changes_wish],
     ["stop", _S.STOPPING, "=", _ends_after],
     ["reset", _S.FAILED, _S.STOPPED],
     ["reset", [_S.STOPPED, _S.RESTARTING, *_HAS_RUN], "="],
-    ["restart_due", _S.RESTARTING, _S.STARTING],
+    ["restart_due", _S.RESTARTING, _S.STARTING, _is_free],
+    ["restart_due", _S.RESTARTING, _S.STOPPED, _must_wait],
     ["spawned", _S.STARTING, "="],
     ["spawn_failed", _S.STARTING, _S.FAILED],
     ["became_ready", _S.STARTING, _S.RUNNING],
     ["start_timed_out", _S.STARTING, _S.STOPPING],
+    ["stop_announced", _UP, "="],
+    ["stop_timed_out", _UP, _S.STOPPING],
+    ["memory_exceeded", _UP, _S.STOPPING],
     ["became_unhealthy", _S.RUNNING, _S.STOPPING, _check_restarts],
     ["became_unhealthy", _S.RUNNING, "=", _check_reports],
     ["exited", _UP, _S.STOPPED, _ends_clean],
@@ -157,7 +215,8 @@ ROWS: list[list[Any]] = [
     ["lost", _UP, _S.STOPPING, _leaves_group],
     ["lost", _S.STOPPING, "="],
     ["group_emptied", _S.STOPPING, _S.STOPPED, _bound_for(_S.STOPPED)],
-    ["group_emptied", _S.STOPPING, _S.STARTING, _bound_for(_S.STARTING)],
+    ["group_emptied", _S.STOPPING, _S.STARTING, _starts_again],
+    ["group_emptied", _S.STOPPING, _S.STOPPED, _waits_again],
     ["group_emptied", _S.STOPPING, _S.FAILED, _bound_for(_S.FAILED)],
     ["restart_scheduled", [_S.STOPPED, _S.FAILED], _S.RESTARTING],
     ["gave_up", _S.FAILED, "="],

@@ -16,7 +16,8 @@ from registry.core import restarts
 from registry.core.definition import Definition
 from registry.core.lifecycle import Reason, State
 
-HAS_RUN = frozenset({State.STARTING, State.RUNNING, State.STOPPING})
+UP = frozenset({State.STARTING, State.RUNNING})
+HAS_RUN = UP | {State.STOPPING}
 
 
 class LastExit(msgspec.Struct, frozen=True):
@@ -27,6 +28,13 @@ class LastExit(msgspec.Struct, frozen=True):
     exit_code: int | None
     signal: int | None
     reason: Reason
+
+
+class Request(msgspec.Struct, frozen=True):
+    """A signal (by name) or, where that is None, a reload that event number `seq` asked for and nobody did yet."""
+
+    seq: int
+    signal: str | None
 
 
 class CheckState(msgspec.Struct):
@@ -45,6 +53,8 @@ class Service(msgspec.Struct):
     `autostart_due`: what is wanted is for `autostart` to say, not (or no longer) for an operator.
     Times ending in `_ns` are CLOCK_BOOTTIME, but `since_ns` and `restart_at_ns` are UTC. `watched_ns` is from
     when the start timeout counts: the spawn, or its adoption. `ran_ns` is how long its latest run was Running.
+    `completed`: its latest run ended clean, since the registry's last fresh start. `run_definition` is that of
+    the present run, where it is no longer the definition. `ending_ns`: when the run said that it stops.
     """
 
     definition: Definition
@@ -73,6 +83,15 @@ class Service(msgspec.Struct):
     message: str | None = None
     removing: bool = False
     cause: int | None = None
+    completed: bool = False
+    spawned_seq: int | None = None
+    run_digest: str = ""
+    run_definition: Definition | None = None
+    ending_ns: int | None = None
+    extended_ns: int = 0
+    watchdog_s: float | None = None
+    stop_signal: str | None = None
+    requests: tuple[Request, ...] = ()
 
     @property
     def name(self) -> str:
@@ -90,7 +109,14 @@ class Service(msgspec.Struct):
 def start_due_ns(service: Service) -> int:
     """When the start timeout of a spawned run is over (CLOCK_BOOTTIME)."""
     assert service.watched_ns is not None
-    return service.watched_ns + int(service.definition.start_timeout_s * restarts.NS)
+    timeout_ns = int(service.definition.start_timeout_s * restarts.NS)
+    return max(service.watched_ns + timeout_ns, service.extended_ns)
+
+
+def stop_due_ns(service: Service, since_ns: int) -> int:
+    """When the stop timeout that began at `since_ns` is over (CLOCK_BOOTTIME)."""
+    timeout_ns = int(service.definition.stop.timeout_s * restarts.NS)
+    return max(since_ns + timeout_ns, service.extended_ns)
 
 
 # --- the fold -------------------------------------------------------------------------------------
@@ -110,12 +136,17 @@ def _enter(service: Service, event: ev.Moved, record: ev.Record) -> None:
     if event.dest is not event.source or service.since_ns == 0:
         service.since_ns = record.at_ns
         service.moved_ns = record.mono_ns
+    if event.source is State.STARTING is not event.dest:
+        service.extended_ns = 0  # more time to start is not more time to stop
     if event.source is State.RUNNING is not event.dest and service.running_ns is not None:
         service.ran_ns = record.mono_ns - service.running_ns
     if event.dest not in HAS_RUN:
         service.pid = service.start_time = service.bound = None
+        service.run_definition, service.requests = None, ()
     if event.dest is not State.RESTARTING:
         service.restart_due_ns = service.restart_at_ns = None
+    if event.dest is State.STOPPED and event.reason is Reason.COMPLETED:
+        service.completed = True
     service.state = event.dest
     service.reason = event.reason
     service.cause = record.seq
@@ -126,6 +157,10 @@ def _bind(service: Service, dest: State, reason: Reason) -> None:
 
 
 def _defined(service: Service, event: Any, _record: ev.Record) -> None:
+    if service.pid is not None and service.run_definition is None:
+        service.run_definition = service.definition
+    if service.run_definition == event.definition:
+        service.run_definition = None
     service.definition, service.digest = event.definition, event.digest
     service.autostart_due |= service.removing
     service.removing = False
@@ -143,8 +178,9 @@ def _wanted_down(service: Service, event: Any, _record: ev.Record) -> None:
     service.wanted, service.message = False, None
     service.autostart_due = event.reason is Reason.SHUTDOWN
     service.removing = event.reason is Reason.REMOVED
+    service.bound_reason = event.reason
     if event.dest is State.STOPPING:
-        _bind(service, State.STOPPED, event.reason)
+        service.bound = State.STOPPED
 
 
 def _reset(service: Service, event: Any, _record: ev.Record) -> None:
@@ -156,14 +192,16 @@ def _reset(service: Service, event: Any, _record: ev.Record) -> None:
 
 def _spawned(service: Service, event: Any, record: ev.Record) -> None:
     _begin_run(service, event, record)
-    service.message = None
+    service.run_digest, service.message = event.digest, None
 
 
 def _begin_run(service: Service, event: ev.Spawned | ev.Adopted, record: ev.Record) -> None:
     assert record.run is not None
     service.run, service.pid, service.start_time = record.run, event.pid, event.start_time
     service.watched_ns, service.running_ns, service.ran_ns = record.mono_ns, None, 0
-    service.checks = {}
+    service.checks, service.completed, service.spawned_seq = {}, False, record.seq
+    service.ending_ns = service.watchdog_s = service.stop_signal = None
+    service.extended_ns, service.requests, service.run_definition = 0, (), None
 
 
 def _adopted(service: Service, event: Any, record: ev.Record) -> None:
@@ -186,10 +224,53 @@ def _start_timed_out(service: Service, event: Any, _record: ev.Record) -> None:
     service.message = f"not ready within {event.timeout_s:g} s"
 
 
+def _dependents_gone(service: Service, event: Any, _record: ev.Record) -> None:
+    _bind(service, State.STOPPED, event.reason)
+
+
+def _stop_announced(service: Service, _event: Any, record: ev.Record) -> None:
+    service.ending_ns, service.extended_ns = record.mono_ns, 0
+
+
+def _stop_timed_out(service: Service, event: Any, _record: ev.Record) -> None:
+    _bind(service, State.FAILED, event.reason)
+    service.message = f"said that it stops, and did not within {event.timeout_s:g} s"
+
+
+def _memory_exceeded(service: Service, event: Any, _record: ev.Record) -> None:
+    _bind(service, State.FAILED, event.reason)
+    mib = 1 << 20
+    held, allowed = event.bytes / mib, event.memory_max / mib
+    service.message = f"held {held:.0f} MiB of memory, more than its {allowed:.0f}"
+
+
+def _main_changed(service: Service, event: Any, _record: ev.Record) -> None:
+    service.pid, service.start_time = event.pid, event.start_time
+
+
+def _timeout_extended(service: Service, event: Any, _record: ev.Record) -> None:
+    service.extended_ns = event.due_ns
+
+
+def _watchdog_changed(service: Service, event: Any, _record: ev.Record) -> None:
+    service.watchdog_s = event.interval_s
+
+
+def _requested(service: Service, event: Any, record: ev.Record) -> None:
+    signal = event.signal if isinstance(event, ev.SignalRequested) else None
+    service.requests = (*service.requests, Request(record.seq, signal))
+
+
+def _request_done(service: Service, event: Any, _record: ev.Record) -> None:
+    service.requests = tuple(each for each in service.requests if each.seq != event.request)
+
+
 def _unhealthy(service: Service, event: Any, record: ev.Record) -> None:
     _judge(service, event.check, record, healthy=False)
     if event.dest is State.STOPPING:
         _bind(service, State.FAILED, event.reason)
+        check = service.definition.check(event.check)
+        service.stop_signal = check.signal if check else None
         service.message = f"check {event.check} failed {event.failures} times: {event.error}"
 
 
@@ -265,7 +346,7 @@ def _resynced(service: Service, event: Any, record: ev.Record) -> None:
 
 def _registry_started(service: Service, event: Any, _record: ev.Record) -> None:
     if event.fresh:
-        service.wanted, service.autostart_due = False, True
+        service.wanted, service.autostart_due, service.completed = False, True, False
 
 
 _FOLDS: dict[type[ev.Event], Callable[[Service, Any, ev.Record], None]] = {
@@ -278,6 +359,16 @@ _FOLDS: dict[type[ev.Event], Callable[[Service, Any, ev.Record], None]] = {
     ev.Spawned: _spawned,
     ev.SpawnFailed: _messaged,
     ev.BecameReady: _ready,
+    ev.DependentsGone: _dependents_gone,
+    ev.StopAnnounced: _stop_announced,
+    ev.StopTimedOut: _stop_timed_out,
+    ev.MemoryExceeded: _memory_exceeded,
+    ev.MainChanged: _main_changed,
+    ev.TimeoutExtended: _timeout_extended,
+    ev.WatchdogChanged: _watchdog_changed,
+    ev.SignalRequested: _requested,
+    ev.ReloadRequested: _requested,
+    ev.RequestDone: _request_done,
     ev.StartTimedOut: _start_timed_out,
     ev.BecameUnhealthy: _unhealthy,
     ev.BecameHealthy: _healthy,

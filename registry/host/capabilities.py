@@ -16,6 +16,8 @@ from pathlib import Path
 
 import msgspec
 
+from registry.host import cgroup
+
 PIDFD_SIGNAL_PROCESS_GROUP = 1 << 2  # linux/pidfd.h, Linux 6.9
 PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, struct pidfd_info of 64 bytes), linux/pidfd.h
 PIDFD_INFO_EXIT = 8  # Linux 6.15
@@ -34,6 +36,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     proc_children: bool = True
     splice: bool = True
     setpriv: bool = True
+    cgroup: bool = True
 
 
 FALLBACKS: dict[str, tuple[str, str]] = {
@@ -70,8 +73,13 @@ FALLBACKS: dict[str, tuple[str, str]] = {
         "read and write: a kill -9 of the keeper may lose or double what it held",
     ),
     "setpriv": (
-        "setpriv (util-linux): user and group of a service",
-        "user and group are refused with a reason",
+        "setpriv (util-linux): user, groups and capabilities of a service",
+        "user, group, groups, no_new_privs and capabilities are refused with a reason",
+    ),
+    "cgroup": (
+        "a delegated cgroup v2 (Linux 5.14): limits of a run, its members and its end",
+        "limits of memory, CPU and processes are refused with a reason;"
+        " a run's processes are found by session and mark",
     ),
 }
 
@@ -161,4 +169,6 @@ _PROBES: dict[str, Callable[[], bool]] = {
     "proc_children": lambda: Path(f"/proc/self/task/{os.getpid()}/children").exists(),
     "splice": lambda: hasattr(os, "splice"),
     "setpriv": _finds_setpriv,
+    # cgroup.kill is as old as that
+    "cgroup": lambda: _kernel_version() >= (5, 14) and cgroup.find() is not None,
 }

@@ -7,12 +7,15 @@ a process that ended still tells whether it ever became something else.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import functools
 import os
 import re
 import resource
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -23,19 +26,25 @@ from registry.host.launch import Launch, LaunchError
 GATE = "svc-gate"
 NEVER_RAN = 111
 _ENV = "/usr/bin/env"
+_ENV_STEP = os.path.basename(_ENV)
+_SETPRIV = "setpriv"
 # all but the two that nobody can change: what we ignore, or were started to ignore, is no service's concern
 _SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
-# Arguments: umask, cwd, limit of descriptors (or nothing), argv. Builtins only; what the shell itself set
-# is taken out of the environment.
+# Arguments: umask, cwd, limit of descriptors (or nothing), names of variables for the pid, where the input is
+# (a descriptor to be moved, or nothing), argv. Builtins only; what the shell itself set is taken out of the
+# environment.
 _SCRIPT = """\
 IFS= read -r CIRCLEOSD_GATE || exit 111
 umask "$1" && cd -P -- "$2" || exit 200
 test -z "$3" || ulimit -S -n "$3"
-shift 3
+for CIRCLEOSD_GATE in $4; do export "$CIRCLEOSD_GATE=$$"; done
+if test -z "$5"; then exec </dev/null; else exec <&3 3<&-; fi
+shift 5
 unset CIRCLEOSD_GATE PWD OLDPWD SHLVL
-exec "$@" </dev/null
+exec "$@"
 """
+_FIRST = 3  # systemd's SD_LISTEN_FDS_START: where the descriptors for a program begin
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # what dash or bash set themselves: "Shell Variables" of bash(1), and the same of dash(1)
@@ -50,6 +59,15 @@ _FAILURES: dict[int, tuple[Reason, str]] = {
     127: (Reason.EXEC_FAILED, "the program or its interpreter was not found"),
     200: (Reason.CWD_MISSING, "its folder could not be entered"),
 }
+_NO_PRIVILEGES = (
+    Reason.NOT_PERMITTED,
+    "setpriv could not set its user, groups or capabilities; the last line of its output says which",
+)
+_NOT_FOUND_OR_SWITCHED = (
+    Reason.EXEC_FAILED,
+    "the program or its interpreter was not found, or setpriv could not set its user or groups;"
+    " the last line of its output says which",
+)
 _PASSING = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC)
 
 
@@ -73,40 +91,115 @@ def prepare(folder: Path) -> str:
     return str(path)
 
 
-def spawn(shell: str, launch: Launch, setpriv: str | None, output: str) -> Gated:
+def spawn(
+    shell: str, launch: Launch, setpriv: str | None, output: str, stdin: int | None = None
+) -> Gated:
     """Spawn `launch` behind a gate, its output opened read-write at the path `output`.
 
-    Raises LaunchError: with NO_RESOURCES where trying again later may help.
+    A `stdin` is the program's instead of /dev/null; with it there are no `descriptors`. Raises LaunchError:
+    with NO_RESOURCES where trying again later may help.
     """
     argv, environment = _command(launch, setpriv, counts_levels=_is_bash(shell))
-    unlimited = launch.files_max in (None, resource.RLIM_INFINITY)
-    files_max = "" if unlimited else str(launch.files_max)
+    ours: list[int] = []
     try:
         read_end, write_end = os.pipe()
+        ours.append(read_end)
+        try:
+            placed = _above(launch.descriptors if stdin is None else (stdin,), ours)
+            pid = os.posix_spawn(
+                shell,
+                ["sh", "-c", _SCRIPT, GATE, *_words(launch, has_input=stdin is not None), *argv],
+                environment,
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, read_end, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, output, os.O_RDWR, 0),
+                    (os.POSIX_SPAWN_DUP2, 1, 2),
+                    *((os.POSIX_SPAWN_DUP2, each, _FIRST + at) for at, each in enumerate(placed)),
+                ],
+                setsid=True,
+                setsigmask=(),
+                setsigdef=_SIGNALS,
+            )
+        except BaseException:
+            os.close(write_end)
+            raise
     except OSError as error:
-        raise refusal(error) from None
-    try:
-        pid = os.posix_spawn(
-            shell,
-            ["sh", "-c", _SCRIPT, GATE, f"{launch.umask:o}", launch.cwd, files_max, *argv],
-            environment,
-            file_actions=[
-                (os.POSIX_SPAWN_DUP2, read_end, 0),
-                (os.POSIX_SPAWN_OPEN, 1, output, os.O_RDWR, 0),
-                (os.POSIX_SPAWN_DUP2, 1, 2),
-            ],
-            setsid=True,
-            setsigmask=(),
-            setsigdef=_SIGNALS,
-        )
-    except OSError as error:
-        os.close(write_end)
         raise refusal(error) from None
     finally:
-        os.close(read_end)
+        for descriptor in ours:
+            os.close(descriptor)
+    return Gated(pid, write_end, _steps(launch, argv, setpriv))
+
+
+def _above(descriptors: tuple[int, ...], ours: list[int]) -> list[int]:
+    """Copies above every place to be filled: none is overwritten before it is placed. Noted in `ours`."""
+    placed = []
+    for descriptor in descriptors:
+        lowest = _FIRST + len(descriptors)
+        placed.append(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, lowest))
+        ours.append(placed[-1])
+    return placed
+
+
+def _words(launch: Launch, *, has_input: bool) -> list[str]:
+    """What the script is told before the program's own words."""
+    unlimited = launch.files_max in (None, resource.RLIM_INFINITY) or "nofile" in launch.rlimits
+    files_max = "" if unlimited else str(launch.files_max)
+    names = " ".join(launch.own_pid)
+    return [f"{launch.umask:o}", launch.cwd, files_max, names, "input" if has_input else ""]
+
+
+def _steps(launch: Launch, argv: list[str], setpriv: str | None) -> frozenset[str]:
     before = argv[: len(argv) - len(launch.argv)]
-    programs = [os.path.basename(word) for word in before if word in (setpriv, _ENV)]
-    return Gated(pid, write_end, frozenset((GATE, *programs)))
+    programs = {os.path.basename(word) for word in before if word in (setpriv, _ENV)}
+    # a program of that name has ended itself, for all we can tell
+    return frozenset((GATE, *(programs - {os.path.basename(launch.argv[0])})))
+
+
+def constrain(pid: int, launch: Launch) -> None:
+    """Set what can be set on a process that waits at its gate: resource limits, nice, OOM score.
+
+    Raises LaunchError, for one that then must not be let through.
+    """
+    for name, value in launch.rlimits.items():
+        _set(f"limits.{name}", value, functools.partial(_set_rlimit, pid, name, value))
+    if (nice := launch.nice) is not None:
+        _set("nice", nice, functools.partial(_set_nice, pid, nice))
+    if (score := launch.oom_score_adj) is not None:
+        path = Path(f"/proc/{pid}/oom_score_adj")
+        _set("oom_score_adj", score, functools.partial(path.write_text, str(score)))
+
+
+def _set(key: str, value: float | None, step: Callable[[], object]) -> None:
+    try:
+        step()
+        return
+    except ProcessLookupError:
+        return  # its end will be seen
+    except OSError as error:
+        if error.errno in _PASSING:
+            raise refusal(error) from None
+        why = error.strerror or ""
+        if error.errno in (errno.EPERM, errno.EACCES):
+            right = "CAP_SYS_NICE" if key == "nice" else "CAP_SYS_RESOURCE"
+            why = f"it takes {right} (mostly root's), or is more than the kernel allows"
+    except (ValueError, OverflowError, AttributeError) as error:
+        why = f"this machine does not know it ({error})"
+    shown = "unlimited" if value is None else value
+    message = f"{key} cannot be set to {shown}: {why}; change {key} or leave it out"
+    raise LaunchError(Reason.NOT_PERMITTED, message, key)
+
+
+def _set_rlimit(pid: int, name: str, value: int | None) -> None:
+    limit = resource.RLIM_INFINITY if value is None else value
+    resource.prlimit(pid, getattr(resource, f"RLIMIT_{name.upper()}"), (limit, limit))
+
+
+def _set_nice(pid: int, nice: int) -> None:
+    os.setpriority(os.PRIO_PROCESS, pid, nice)
+    # each session is a group of its own for the scheduler, sched(7): there nice counts between those
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
 
 
 def refusal(error: OSError) -> LaunchError:
@@ -141,6 +234,10 @@ def launch_failure(
     """Why a process never became its program, or None where it did. `comm` is None where nobody can tell."""
     if comm is not None and comm not in steps:
         return None
+    if comm == _SETPRIV and (exit_code == 1 or (exit_code == 127 and _ENV_STEP in steps)):
+        return _NO_PRIVILEGES
+    if comm == _SETPRIV and exit_code == 127:
+        return _NOT_FOUND_OR_SWITCHED
     return _FAILURES.get(exit_code or 0)
 
 
@@ -157,10 +254,15 @@ def _command(
     # a shell drops variables whose names are no identifiers, and changes its own: env(1) puts them back
     odd = {name: value for name, value in launch.env.items() if not _is_plain(name)}
     plain = {name: value for name, value in launch.env.items() if name not in odd}
-    if odd or counts_levels:
+    # between setpriv and the program, env(1) keeps the failures of the two apart
+    if odd or counts_levels or launch.capabilities is not None:
         argv = [*_assign(odd, argv[0]), *argv]
-    if launch.uid is not None or launch.gid is not None:
-        argv = [*_switch(launch, setpriv), *argv]
+    if asked := _asks_setpriv(launch):
+        if setpriv is None:
+            keys = " and ".join(asked)
+            message = f"{keys} cannot be set without setpriv: install util-linux"
+            raise LaunchError(Reason.NOT_PERMITTED, message, asked[0])
+        argv = [setpriv, *_switch(launch), "--", *argv]
     return argv, plain
 
 
@@ -178,15 +280,32 @@ def _assign(variables: dict[str, str], program: str) -> list[str]:
     return [_ENV, "-u", "SHLVL", "--", *assignments]
 
 
-def _switch(launch: Launch, setpriv: str | None) -> list[str]:
-    if setpriv is None:
-        raise LaunchError(
-            Reason.NOT_PERMITTED, "user and group need setpriv (util-linux), which is not installed"
-        )
-    words = [setpriv]
+def _asks_setpriv(launch: Launch) -> list[str]:
+    """The keys that take setpriv."""
+    asked = {
+        "user": launch.uid is not None,
+        "group": launch.gid is not None,
+        "no_new_privs": launch.no_new_privs,
+        "capabilities": launch.capabilities is not None,
+    }
+    return [key for key, is_asked in asked.items() if is_asked]
+
+
+def _switch(launch: Launch) -> list[str]:
+    """The options of setpriv(1)."""
+    words = []
     if launch.uid is not None:
         words += ["--reuid", str(launch.uid)]
     if launch.gid is not None:
         words += ["--regid", str(launch.gid)]
-    groups = ",".join(map(str, launch.groups))
-    return [*words, *(["--groups", groups] if groups else ["--clear-groups"]), "--"]
+    if launch.uid is not None or launch.gid is not None:
+        groups = ",".join(map(str, launch.groups))
+        words += ["--groups", groups] if groups else ["--clear-groups"]
+    if launch.no_new_privs:
+        words.append("--no-new-privs")
+    if launch.capabilities is not None:
+        # bounding: nothing more by any program; inheritable and ambient: who is not root has them, too
+        names = [name.lower().removeprefix("cap_") for name in launch.capabilities]
+        given = ",".join(["-all", *(f"+{name}" for name in names)])
+        words += ["--bounding-set", given, "--inh-caps", given, "--ambient-caps", given]
+    return words

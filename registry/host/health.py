@@ -2,10 +2,11 @@
 
 It holds no rule of the domain: what a failure means, and how many of them, the core says. Its laws:
 
-* One task a service asks its checks one after another, so no two attempts at one service overlap,
-  and none waits for another service. Heartbeats are listened to: a timer each, no task.
+* One task a service asks its checks one after another, so no two attempts at one service overlap
+  (what a person asks for with `once` comes on top), and none waits for another service.
+  Heartbeats are listened to: a timer each, no task.
 * An attempt ends at its time limit and never raises for anything that a service may do.
-* Nothing is handed over after `forget` has returned.
+* Nothing is handed over after `forget` or `suspend` has returned.
 * It wakes up when something is due and at no other time, and does not judge by time that passed
   while this process itself stood still.
 """
@@ -14,8 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import logging
+import math
 import os
+import re
 import shlex
 import signal
 import socket
@@ -25,7 +29,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from registry.core.definition import Check
+from registry.core.definition import HEARTBEAT, Check
 from registry.host import http_probe
 
 FIRST_ATTEMPT_AFTER_S = 0.05
@@ -33,7 +37,11 @@ FIRST_RETRY_AFTER_S = 0.1
 LATE_S = 0.5
 """A wake-up later than this means that this process, not the service, stood still."""
 
-_HEARTBEAT = "heartbeat:"
+BEAT_INTERVAL_MIN_S = 0.1
+"""What a service may ask for at least (WATCHDOG_USEC): a silent one is reported once an interval."""
+
+_TCP_PLACE = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]/@]+)):([0-9]{1,5})")
+_TCP_PORT_MAX = 65_535
 _log = logging.getLogger(__name__)
 
 
@@ -45,11 +53,15 @@ _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """One attempt of a check: `error` is one short clause, None when `ok`."""
+    """One attempt of a check: `error` is one short clause, None when `ok`.
+
+    `final`: a failure that needs no more of its kind, however many the check's `failures` asks for.
+    """
 
     ok: bool
     error: str | None
     latency_ns: int
+    final: bool = False
 
 
 RunCommand = Callable[[tuple[str, ...], float], Awaitable[int]]
@@ -86,28 +98,74 @@ async def _ask(check: Check, run_command: RunCommand) -> str | None:
     match kind:
         case "unix":
             return _connect_unix(rest)
+        case "tcp":
+            async with asyncio.timeout(check.timeout_s):
+                return await _connect_tcp(*_tcp_place(rest))
+        case "http+unix":
+            async with asyncio.timeout(check.timeout_s):
+                return await _get_over_unix(*_http_unix_place(rest))
         case "http" | "https":
             async with asyncio.timeout(check.timeout_s):
                 return await http_probe.get(check.target)
         case "cmd":
             return _exit_fault(await run_command(tuple(shlex.split(rest)), check.timeout_s))
         case _:
-            raise ValueError("a target is unix:PATH, http://..., https://... or cmd:ARGV")
+            raise ValueError(
+                "a target is unix:PATH, tcp:HOST:PORT, http://..., https://..., "
+                "http+unix:PATH:/URL or cmd:ARGV"
+            )
 
 
 def _connect_unix(path: str) -> str | None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        return _connect_at_once(client, path)
+
+
+def _connect_at_once(client: socket.socket, path: str) -> str | None:
     """Connects without waiting: a Unix socket takes a connection at once or has a full backlog.
 
     That is why it is not loop.sock_connect: on a full backlog it waits for the socket to become
     writable, which an unconnected one is, and reports success for a service that accepts nothing.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.setblocking(False)
-        try:
-            client.connect(path)
-        except BlockingIOError:
-            return "not accepting connections, its backlog is full"
+    client.setblocking(False)
+    try:
+        client.connect(path)
+    except BlockingIOError:
+        return "not accepting connections, its backlog is full"
     return None
+
+
+async def _get_over_unix(path: str, url: str) -> str | None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        fault = _connect_at_once(client, path)
+        return fault or await http_probe.get(f"http://localhost{url}", client)
+
+
+def _http_unix_place(place: str) -> tuple[str, str]:
+    """The socket's path and the URL's: the first colon with a slash behind it parts them."""
+    path, slash, url = place.partition(":/")
+    if not path or not slash:
+        raise ValueError("HTTP over a Unix socket is http+unix:PATH:/URL")
+    return path, f"/{url}"
+
+
+async def _connect_tcp(host: str, port: int) -> str | None:
+    """Connects, says nothing, and takes leave with a FIN."""
+    _, writer = await http_probe.connect(host, port)
+    # Where nobody listens on a port that the kernel also gives to clients, it may give us that very
+    # port: then we are connected with ourselves (RFC 9293, section 3.5, simultaneous open).
+    itself = writer.get_extra_info("sockname") == writer.get_extra_info("peername")
+    writer.close()
+    return "connection refused" if itself else None
+
+
+@functools.lru_cache(maxsize=4_096)
+def _tcp_place(place: str) -> tuple[str, int]:
+    match = _TCP_PLACE.fullmatch(place)
+    if match is None or not 0 < int(match[3]) <= _TCP_PORT_MAX:
+        raise ValueError("a TCP port is tcp:HOST:PORT or tcp:[ADDRESS]:PORT")
+    host = match[1] or match[2].lower().encode("idna").decode("ascii")
+    return host, int(match[3])
 
 
 def _exit_fault(code: int) -> str | None:
@@ -138,6 +196,14 @@ def _clause(failure: OSError, timeout_s: float) -> str:
     return text[:1].lower() + text[1:]
 
 
+async def _fair_attempt(check: Check, run_command: RunCommand) -> Attempt:
+    """One attempt, or two where this process stood still in a failed one. Raises Shortage."""
+    made = await attempt(check, run_command)
+    if not made.ok and made.latency_ns > (check.timeout_s + LATE_S) * 1e9:
+        made = await attempt(check, run_command)
+    return made
+
+
 class Prober:
     """Watches services: asks and listens as their checks say, and tells `observe` what came of it.
 
@@ -152,15 +218,29 @@ class Prober:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def watch(
-        self, service: str, run: int, checks: tuple[Check, ...], run_command: RunCommand
+        self,
+        service: str,
+        run: int,
+        checks: tuple[Check, ...],
+        run_command: RunCommand,
+        *,
+        beat_interval_s: float | None = None,
+        listens_before_ready: bool = True,
     ) -> None:
         """Begins with the checks of a run that is not ready yet; an earlier run is forgotten.
 
         Until a check has succeeded once, it is asked often: readiness shall be seen soon.
+        `beat_interval_s` is what an adopted run has asked for with WATCHDOG_USEC (see `set_interval`).
+        Without `listens_before_ready` no heartbeat is missed until `became_ready`; one that comes counts.
         """
         if earlier := self._watches.pop(service, None):
             earlier.end()
-        watch = self._watches[service] = _Watch(service, run, checks, run_command, self._observe)
+        watch = _Watch(service, run, checks, run_command, self._observe)
+        self._watches[service] = watch
+        if beat_interval_s is not None:
+            watch.set_interval(beat_interval_s)
+        if listens_before_ready:
+            watch.listen()
         if watch.task is not None:
             self._tasks.add(watch.task)
             watch.task.add_done_callback(self._task_ended)
@@ -174,6 +254,46 @@ class Prober:
         """A heartbeat, for one check or (None) for all that listen; False when none does."""
         watch = self._watches.get(service)
         return watch is not None and watch.beat(check_name)
+
+    def set_interval(self, service: str, interval_s: float) -> None:
+        """From now on a heartbeat is due every `interval_s`, for all checks that listen to this run.
+
+        At 0 none is due any more, until the next call; both as systemd takes WATCHDOG_USEC.
+        """
+        if watch := self._watches.get(service):
+            watch.set_interval(interval_s)
+
+    def trigger(self, service: str, text: str) -> bool:
+        """The service calls itself sick (WATCHDOG=trigger): every heartbeat check fails now, finally.
+
+        `text` becomes the error; False when no check listens.
+        """
+        watch = self._watches.get(service)
+        return watch is not None and watch.trigger(text)
+
+    def suspend(self, service: str) -> None:
+        """Until its run is forgotten, no check of the service is asked or judged: it is about to end."""
+        if watch := self._watches.get(service):
+            watch.end()
+
+    async def once(
+        self, service: str, checks: tuple[Check, ...], run_command: RunCommand
+    ) -> list[tuple[Check, Attempt]]:
+        """Asks each of `checks` once, now and all at a time, and tells nobody but the caller.
+
+        A heartbeat check is not waited for: its result is what is known of it now.
+        """
+        watch = self._watches.get(service)
+
+        async def result(check: Check) -> Attempt:
+            if check.target != HEARTBEAT:
+                return await _asked_once(service, check, run_command)
+            heard = watch and watch.heard(check.name)
+            return heard or Attempt(False, "nothing listens", 0)
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(result(check)) for check in checks]
+        return [(check, task.result()) for check, task in zip(checks, tasks, strict=True)]
 
     def forget(self, service: str, run: int) -> None:
         """Ends the watch of this run, if there is one: nothing more of it is handed over."""
@@ -192,6 +312,16 @@ class Prober:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             _log.critical("A service is no longer checked", exc_info=error)
+
+
+async def _asked_once(service: str, check: Check, run_command: RunCommand) -> Attempt:
+    try:
+        return await _fair_attempt(check, run_command)
+    except Shortage as shortage:
+        return Attempt(False, f"could not be asked: {_clause(shortage, check.timeout_s)}", 0)
+    except Exception:
+        _log.exception("Check %s of %s could not be carried out", check.name, service)
+        return Attempt(False, "could not be asked: a bug, see the registry's own log", 0)
 
 
 class _Watch:
@@ -217,25 +347,30 @@ class _Watch:
         self._asked = [
             _Asked(check, first_s, min(FIRST_RETRY_AFTER_S, check.interval_s))
             for check in checks
-            if not check.target.startswith(_HEARTBEAT)
+            if check.target != HEARTBEAT
         ]
         self._listeners = {
             check.name: _Listener(check, self._report)
             for check in checks
-            if check.target.startswith(_HEARTBEAT)
+            if check.target == HEARTBEAT
         }
         self.task = asyncio.create_task(self._ask_forever()) if self._asked else None
 
     def become_ready(self, phase: float) -> None:
-        if (
-            self._ready
-        ):  # it may be told again and again: that sets no check back to its first place
+        # it may be told again and again: that sets no check back to its first place
+        if self._ready or self._ended:
             return
         self._ready = True
         for asked in self._asked:
             asked.due_s = self._loop.time() + asked.check.interval_s * phase
         if self._waiting is not None:
             _wake(self._waiting)
+        self.listen()
+
+    def listen(self) -> None:
+        """From now on heartbeats may be missed."""
+        for listener in self._listeners.values():
+            listener.begin()
 
     def beat(self, check_name: str | None) -> bool:
         beaten = [
@@ -247,7 +382,25 @@ class _Watch:
             listener.beat()
         return bool(beaten)
 
+    def set_interval(self, interval_s: float) -> None:
+        if self._ended:
+            return
+        for listener in self._listeners.values():
+            listener.set_interval(interval_s)
+
+    def trigger(self, text: str) -> bool:
+        for listener in self._listeners.values():
+            listener.trigger(text)
+        return bool(self._listeners)
+
+    def heard(self, check_name: str) -> Attempt | None:
+        """What is known of a heartbeat; None where nothing listens for it."""
+        listener = self._listeners.get(check_name)
+        return listener.known() if listener else None
+
     def end(self) -> None:
+        if self._ended:
+            return
         self._ended = True
         for listener in self._listeners.values():
             listener.end()
@@ -274,11 +427,9 @@ class _Watch:
             timer.cancel()
 
     async def _attempt(self, check: Check) -> Attempt | None:
-        """One attempt, or two where this process stood still in a failed one; None where none could be made."""
+        """A fair attempt; None where none could be made."""
         try:
-            made = await attempt(check, self._run_command)
-            if not made.ok and made.latency_ns > (check.timeout_s + LATE_S) * 1e9:
-                made = await attempt(check, self._run_command)
+            made = await _fair_attempt(check, self._run_command)
         except Shortage as shortage:
             _log.warning("Check %s of %s was left out: %s", check.name, self._service, shortage)
             return None
@@ -332,36 +483,73 @@ class _Listener:
         self._check = check
         self._report = report
         self._loop = asyncio.get_running_loop()
+        self._interval_s = check.interval_s
+        self._begun = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._complaint: str | None = None
         self._begin_window()
-        self._timer = self._loop.call_at(self._due_s, self._judge)
+
+    def begin(self) -> None:
+        """From now on beats may be missed."""
+        if not self._begun:
+            self._begun = True
+            self._begin_window()
+            self._set_timer()
+
+    def set_interval(self, interval_s: float) -> None:
+        self._interval_s = max(interval_s, BEAT_INTERVAL_MIN_S) if interval_s > 0 else math.inf
+        self._begin_window()
+        self._set_timer()
 
     def beat(self) -> None:
         self._begin_window()
         self._report(self._check.name, Attempt(True, None, 0))
 
+    def trigger(self, text: str) -> None:
+        self._begin_window()
+        self._complaint = text
+        self._report(self._check.name, Attempt(False, text, 0, final=True))
+
+    def known(self) -> Attempt:
+        """What is wrong since the last beat, if anything is."""
+        error = self._complaint or (self._silence(self._loop.time()) if self._missed else None)
+        return Attempt(error is None, error, 0)
+
     def end(self) -> None:
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _begin_window(self) -> None:
         self._last_s = self._loop.time()
-        self._due_s = self._last_s + self._check.interval_s + self._check.timeout_s
-        self._spared = False
+        self._due_s = self._last_s + self._interval_s + self._check.timeout_s
+        self._spared = self._missed = False
+        self._complaint = None
+
+    def _set_timer(self) -> None:
+        self.end()
+        if self._begun and self._due_s < math.inf:
+            self._timer = self._loop.call_at(self._due_s, self._judge)
 
     def _judge(self) -> None:
         silent = self._verdict(self._loop.time())
-        self._timer = self._loop.call_at(self._due_s, self._judge)
+        self._set_timer()
         if silent is not None:  # last, because its receiver may end this listener
             self._report(self._check.name, Attempt(False, silent, 0))
 
     def _verdict(self, now_s: float) -> str | None:
         """Sets when to look again; what is wrong when a beat is missing now."""
         late_s = now_s - self._due_s
-        if late_s > self._check.interval_s:
+        if late_s > max(self._interval_s, LATE_S):
             self._begin_window()
         elif late_s > LATE_S and not self._spared:
             self._spared = True  # beats that came meanwhile have yet to be read
             self._due_s = now_s + self._check.timeout_s
         elif late_s >= 0:
-            self._due_s += self._check.interval_s
-            return f"no heartbeat for {round(now_s - self._last_s, 1):g} s"
+            self._due_s += self._interval_s
+            self._missed = True
+            return self._silence(now_s)
         return None
+
+    def _silence(self, now_s: float) -> str:
+        return f"no heartbeat for {round(now_s - self._last_s, 1):g} s"

@@ -1,4 +1,4 @@
-"""One GET of a health check, and what is wrong with its answer.
+"""One GET of a health check, and what is wrong with its answer; and how to get a connection.
 
 An answer is right when its status is 2xx and it comes whole, or its first 4 kB do. No redirect is
 followed, no connection is used twice, and nothing of what the service wrote gets into the error:
@@ -28,14 +28,18 @@ _PORTS = {"http": 80, "https": 443}  # RFC 9110, section 4.2
 _URL_SAFE = "/%:@!$&'()*+,;=?"  # what RFC 3986, sections 3.3 and 3.4, lets stand in path and query
 
 
-async def get(url: str) -> str | None:
+async def get(url: str, through: socket.socket | None = None) -> str | None:
     """None when `url` answers as it should, else one short clause.
 
+    Asks `through` that socket, which is connected and gets closed, instead of the host in `url`.
     Raises OSError where no answer can be had (ssl.SSLError and socket.gaierror are of its kind),
     and ValueError where `url` is not one. Waits as long as the service does.
     """
     request = _request(url)
-    reader, writer = await _connect(request)
+    if through is None:
+        reader, writer = await connect(request.host, request.port, tls=request.tls)
+    else:
+        reader, writer = await asyncio.open_connection(sock=through)
     try:
         writer.write(request.head)
         return await _fault(reader)
@@ -49,7 +53,6 @@ class _Request(msgspec.Struct, frozen=True):
     host: str
     port: int
     tls: bool
-    addresses: tuple[str, ...]  # known without asking a resolver; else empty
     head: bytes
 
 
@@ -70,7 +73,6 @@ def _request(url: str) -> _Request:
         host=host,
         port=port,
         tls=parts.scheme == "https",
-        addresses=_known_addresses(host),
         head=(
             f"GET {asked} HTTP/1.1\r\nHost: {place}\r\nUser-Agent: circleosd-health\r\n"
             "Accept: */*\r\nConnection: close\r\n\r\n"
@@ -78,7 +80,30 @@ def _request(url: str) -> _Request:
     )
 
 
+async def connect(
+    host: str, port: int, *, tls: bool = False
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection to the first address of `host` that takes one; raises OSError when none does.
+
+    A number and localhost need no resolver. Waits as long as resolver and host do.
+    """
+    first_error: OSError | None = None
+    for address in _known_addresses(host) or await _looked_up(host):
+        try:
+            return await asyncio.open_connection(
+                address,
+                port,
+                ssl=_tls_context() if tls else None,
+                server_hostname=host if tls else None,
+            )
+        except OSError as error:
+            first_error = first_error or error
+    raise first_error or OSError(f"no address of {host}")
+
+
+@functools.lru_cache(maxsize=4_096)
 def _known_addresses(host: str) -> tuple[str, ...]:
+    """What is known without asking a resolver; else nothing."""
     if host == "localhost":  # loopback by definition: RFC 6761, section 6.3
         return ("127.0.0.1", "::1")
     try:
@@ -86,21 +111,6 @@ def _known_addresses(host: str) -> tuple[str, ...]:
     except ValueError:
         return ()
     return (host,)
-
-
-async def _connect(request: _Request) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    first_error: OSError | None = None
-    for address in request.addresses or await _looked_up(request.host):
-        try:
-            return await asyncio.open_connection(
-                address,
-                request.port,
-                ssl=_tls_context() if request.tls else None,
-                server_hostname=request.host if request.tls else None,
-            )
-        except OSError as error:
-            first_error = first_error or error
-    raise first_error or OSError(f"no address of {request.host}")
 
 
 @functools.cache

@@ -45,7 +45,12 @@ class Launch(msgspec.Struct, frozen=True):
     """Everything that starting takes. `argv[0]` is absolute, `env` is complete.
 
     `uid` and `gid` are None where nothing changes; `groups` counts only where one of them is set. `files_max`
-    is the soft limit of open descriptors, None for ours.
+    is the soft limit of open descriptors, None for ours; a limit `nofile` of `rlimits` goes before it. What
+    `rlimits`, `nice`, `oom_score_adj`, `no_new_privs`, `capabilities` and the limits of a cgroup
+    (`memory_max` in bytes, `cpu_max` in CPUs, `pids_max`) mean, the definition says.
+
+    `descriptors` are open descriptors of ours that the program finds at 3, 4 and so on. `own_pid` names
+    variables that hold the program's own pid.
     """
 
     argv: tuple[str, ...]
@@ -56,6 +61,21 @@ class Launch(msgspec.Struct, frozen=True):
     gid: int | None
     groups: tuple[int, ...]
     files_max: int | None = None
+    rlimits: dict[str, int | None] = {}
+    nice: int | None = None
+    oom_score_adj: int | None = None
+    no_new_privs: bool = False
+    capabilities: tuple[str, ...] | None = None
+    memory_max: int | None = None
+    cpu_max: float | None = None
+    pids_max: int | None = None
+    descriptors: tuple[int, ...] = ()
+    own_pid: tuple[str, ...] = ()
+
+    @property
+    def has_cgroup_limits(self) -> bool:
+        """Whether a limit is asked for that only a cgroup can keep."""
+        return (self.memory_max, self.cpu_max, self.pids_max) != (None, None, None)
 
 
 class _Identity(msgspec.Struct, frozen=True):
@@ -179,6 +199,14 @@ def _resolve(
         uid=identity.uid,
         gid=identity.gid,
         groups=identity.groups,
+        rlimits=definition.limits.rlimits,
+        nice=definition.nice,
+        oom_score_adj=definition.oom_score_adj,
+        no_new_privs=definition.no_new_privs,
+        capabilities=attempt(lambda: _capabilities(definition), None),
+        memory_max=definition.limits.memory_max,
+        cpu_max=definition.limits.cpu_max,
+        pids_max=definition.limits.pids_max,
     )
     return launch, found
 
@@ -209,19 +237,43 @@ def _identity(definition: Definition) -> _Identity:
     """Whom `definition` asks for; only root may ask for somebody else."""
     entry = _entry(definition) if definition.user else _own_entry()
     gid = _gid(definition.group) if definition.group else entry.pw_gid
-    if (entry.pw_uid, gid) == (os.geteuid(), os.getegid()):
+    groups = _groups(definition, gid)
+    is_own = (entry.pw_uid, gid) == (os.geteuid(), os.getegid())
+    if is_own and (groups is None or groups == {*os.getgroups(), gid}):
         return _Identity(entry)
     if os.geteuid() != 0:
-        raise _not_permitted(definition)
+        raise _not_permitted(definition, is_own=is_own)
     uid = entry.pw_uid if definition.user else None
-    return _Identity(entry, uid, gid, tuple(os.getgrouplist(entry.pw_name, gid)))
+    if groups is None:
+        groups = set(os.getgrouplist(entry.pw_name, gid))
+    return _Identity(entry, uid, gid, tuple(sorted(groups)))
 
 
-def _not_permitted(definition: Definition) -> LaunchError:
-    key, value = ("user", definition.user) if definition.user else ("group", definition.group)
+def _groups(definition: Definition, gid: int) -> set[int] | None:
+    """The groups asked for, the main one among them; None for those of the user database."""
+    if definition.groups is None:
+        return None
+    return {gid, *(_gid(group, "groups") for group in definition.groups)}
+
+
+def _not_permitted(definition: Definition, *, is_own: bool) -> LaunchError:
+    if is_own:
+        key, value = "groups", ", ".join(definition.groups or ("none",))
+    elif definition.user:
+        key, value = "user", definition.user
+    else:
+        key, value = "group", definition.group or ""
     remedy = f"run the registry as root or leave {key} out"
-    message = f"only root may start a service as {key} '{value}'; {remedy}"
+    asked = f"in the groups '{value}'" if is_own else f"as {key} '{value}'"
+    message = f"only root may start a service {asked}; {remedy}"
     return LaunchError(Reason.NOT_PERMITTED, message, key)
+
+
+def _capabilities(definition: Definition) -> tuple[str, ...] | None:
+    if definition.capabilities is not None and os.geteuid() != 0:
+        message = "only root may give or take capabilities; run the registry as root or leave capabilities out"
+        raise LaunchError(Reason.NOT_PERMITTED, message, "capabilities")
+    return definition.capabilities
 
 
 def _own_entry() -> pwd.struct_passwd:
@@ -250,12 +302,12 @@ def _nameless(uid: int, gid: int) -> pwd.struct_passwd:
     return pwd.struct_passwd((str(uid), "x", uid, gid, "", "/", "/bin/sh"))
 
 
-def _gid(group: str) -> int:
+def _gid(group: str, key: str = "group") -> int:
     try:
         return _number(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
     except KeyError:
         message = f"this machine has no group '{group}'; create it or name another"
-        raise LaunchError(Reason.GROUP_MISSING, message, "group") from None
+        raise LaunchError(Reason.GROUP_MISSING, message, key) from None
 
 
 def _number(text: str) -> int:

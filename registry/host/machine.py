@@ -5,31 +5,37 @@ Translates and forwards: definitions into launches, trouble into observations.
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
+from typing import Any
 
 import msgspec
 
-from registry.core.definition import Definition
+from registry.core.definition import Check, Definition, Ready, Reload
 from registry.core.duties import StopDuty
 from registry.core.inputs import (
     GateOpened,
+    MemoryFound,
     Observation,
     ProcessFound,
     ProcessLost,
+    RequestCarriedOut,
     RunFound,
     SpawnRefused,
     SpawnSucceeded,
 )
 from registry.core.lifecycle import Reason, State
-from registry.core.service import Service
+from registry.core.service import Request, Service
 from registry.host import adoption, gate, proc
 from registry.host.capabilities import Capabilities
-from registry.host.health import Prober, RunCommand, Shortage
+from registry.host.health import Attempt, Prober, RunCommand, Shortage
 from registry.host.launch import Launch, LaunchError, resolve
 from registry.host.members import Process
+from registry.host.memory import MemoryWatch
 from registry.host.process import Runner, ended
+from registry.host.surroundings import Surroundings
 
 
 def phase(service: str) -> float:
@@ -45,6 +51,8 @@ class Machine:
         *,
         runner: Runner,
         prober: Prober,
+        surroundings: Surroundings,
+        observe: Callable[[str, Observation], None],
         capabilities: Capabilities,
         journal_id: str,
         environments: Mapping[str, Mapping[str, str]],
@@ -53,9 +61,13 @@ class Machine:
     ) -> None:
         self._runner = runner
         self._prober = prober
+        self._surroundings = surroundings
+        self._observe = observe
+        self._memory = MemoryWatch(runner.memory, self._holds_too_much)
+        self._reloads: set[asyncio.Task[None]] = set()
         self._capabilities = capabilities
         self._journal_id = journal_id
-        self._environments = environments
+        self.environments = environments
         self._socket_path = socket_path
         self._files_max = files_max
 
@@ -64,7 +76,7 @@ class Machine:
         return f"{self._journal_id}/{service}/{run}"
 
     def _launch(self, definition: Definition, run: int) -> Launch:
-        values = self._environments.get(definition.name, {})
+        values = self.environments.get(definition.name, {})
         launch = resolve(definition, values, os.environ)
         added = {
             "CIRCLEOSD_SERVICE": definition.name,
@@ -77,15 +89,24 @@ class Machine:
     def spawn(self, definition: Definition, run: int, digest: str) -> Observation:
         """Put a run behind its gate."""
         try:
-            launch = self._launch(definition, run)
+            launch = self._equipped(definition, run)
             mark = self.mark(definition.name, run)
             spawned = self._runner.spawn(definition.name, run, mark, launch, definition.logs)
         except LaunchError as error:
             error = gate.shortage() or error
             return SpawnRefused(run=run, reason=error.reason, message=error.message)
+        self._surroundings.begin(definition.name, run)
         return SpawnSucceeded(
             run=run, pid=spawned.pid, start_time=spawned.start_time, digest=digest
         )
+
+    def _equipped(self, definition: Definition, run: int) -> Launch:
+        launch = self._launch(definition, run)
+        try:
+            return self._surroundings.equip(definition, launch)
+        except OSError as error:
+            message = error.strerror or str(error)
+            raise LaunchError(Reason.NO_RESOURCES, message, "sockets") from None
 
     def open_gate(self, service: str, run: int) -> bool:
         """Let a run through; True when that happened now."""
@@ -96,24 +117,36 @@ class Machine:
         self._runner.stop(service, run, duty.signal_name, duty.kill_due_ns)
 
     def release(self, service: str, up_to_run: int | None) -> None:
-        """Let go of runs whose ends are in the journal."""
+        """Let go of runs whose ends are in the journal; of all that is its, where it is declared no more."""
         self._runner.release(service, up_to_run)
+        if up_to_run is None:
+            self._surroundings.forget(service)
 
-    def watch(self, definition: Definition, run: int) -> None:
-        """Begin a run's checks."""
-        self._prober.watch(definition.name, run, definition.checks, self._commands(definition, run))
+    def rest(self, service: str) -> None:
+        """Nothing of it runs, or is to."""
+        self._surroundings.rest(service)
 
-    def _commands(self, definition: Definition, run: int) -> RunCommand:
-        async def run_command(argv: tuple[str, ...], timeout_s: float) -> int:
-            try:
-                launch = self._launch(msgspec.structs.replace(definition, cmd=argv), run)
-                launch.env[proc.MARK] += f"/{adoption.COMMAND}"
-                return await self._runner.run_command(launch, timeout_s)
-            except LaunchError as error:
-                passes = error.reason is Reason.NO_RESOURCES
-                raise (Shortage if passes else OSError)(error.message) from None
+    # --- watching ---------------------------------------------------------------------------------
 
-        return run_command
+    def watch(self, service: Service) -> None:
+        """Begin a run's checks, or go on by what is now declared."""
+        definition, run = service.definition, service.run
+        most = definition.restart.memory_max
+        if most is not None:
+            self._memory.watch(service.name, run, most)
+        else:
+            self._memory.forget(service.name, run)
+        if not definition.checks:
+            self._prober.forget(service.name, run)
+            return
+        self._prober.watch(
+            service.name,
+            run,
+            definition.checks,
+            self._commands(definition, run),
+            beat_interval_s=service.watchdog_s,
+            listens_before_ready=definition.readiness is not Ready.NOTIFY,
+        )
 
     def became_ready(self, service: str) -> None:
         """Its checks go on at their intervals."""
@@ -121,7 +154,99 @@ class Machine:
 
     def unwatch(self, service: str, run: int) -> None:
         """End a run's checks."""
+        self._memory.forget(service, run)
         self._prober.forget(service, run)
+
+    def redefine(self, service: Service) -> None:
+        """A run takes up what its new definition changes in place: where its output goes."""
+        self._runner.redirect(service.name, service.run, service.definition.logs)
+
+    def describe(self, service: Service) -> dict[str, Any]:
+        """What only this machine knows of a service: what its run said, holds, and how it is found again."""
+        said = self._surroundings.said(service.name)
+        status = said.status if said is not None else None
+        runs = service.pid is not None
+        return {
+            "status_text": "reloading" if said and said.reloading and not status else status,
+            "errno": said.errno if said is not None else None,
+            "memory": self._runner.memory(service.name, service.run) if runs else None,
+            "found_by": self._runner.tier(service.name, service.run) if runs else None,
+        }
+
+    async def check_once(self, service: Service) -> list[tuple[Check, Attempt]]:
+        """Every check of a service, carried out now."""
+        commands = self._commands(service.definition, service.run)
+        return await self._prober.once(service.name, service.definition.checks, commands)
+
+    def _holds_too_much(self, service: str, run: int, held: int) -> None:
+        self._observe(service, MemoryFound(run=run, bytes=held))
+
+    def _commands(self, definition: Definition, run: int) -> RunCommand:
+        async def run_command(argv: tuple[str, ...], timeout_s: float) -> int:
+            try:
+                return await self._run_beside(definition, run, argv, timeout_s)
+            except LaunchError as error:
+                passes = error.reason is Reason.NO_RESOURCES
+                raise (Shortage if passes else OSError)(error.message) from None
+
+        return run_command
+
+    async def _run_beside(
+        self,
+        definition: Definition,
+        run: int,
+        argv: tuple[str, ...],
+        timeout_s: float,
+        **variables: str,
+    ) -> int:
+        """Run a command as the service would. Raises LaunchError, TimeoutError."""
+        launch = self._launch(msgspec.structs.replace(definition, cmd=argv), run)
+        launch.env[proc.MARK] += f"/{adoption.COMMAND}"
+        launch.env.update(variables)
+        return await self._runner.run_command(launch, timeout_s)
+
+    # --- signals and reloads ----------------------------------------------------------------------
+
+    def carry_out(self, service: Service, request: Request) -> None:
+        """Send a signal or have it reload; RequestCarriedOut follows."""
+        reload = service.definition.reload or Reload()
+        if request.signal is None and reload.cmd:
+            task = asyncio.create_task(self._reload(service, request, reload.cmd))
+            self._reloads.add(task)
+            task.add_done_callback(self._reloads.discard)
+            return
+        error = None
+        try:
+            self._runner.signal_main(
+                service.name, service.run, request.signal or reload.signal or ""
+            )
+        except OSError as failure:
+            error = failure.strerror or str(failure)
+        self._carried_out(service.name, service.run, request, error)
+
+    async def _reload(self, service: Service, request: Request, cmd: tuple[str, ...]) -> None:
+        name, run, definition = service.name, service.run, service.definition
+        main = str(service.pid or "")
+        try:
+            code = await self._run_beside(
+                definition, run, cmd, definition.start_timeout_s, MAINPID=main
+            )
+            error = f"{cmd[0]} ended with {code}" if code else None
+        except LaunchError as failure:
+            error = failure.message
+        except TimeoutError:
+            error = f"{cmd[0]} took longer than {definition.start_timeout_s:g} s and was killed"
+        self._carried_out(name, run, request, error)
+
+    def _carried_out(self, service: str, run: int, request: Request, error: str | None) -> None:
+        self._observe(service, RequestCarriedOut(run=run, request=request.seq, error=error))
+
+    async def close(self) -> None:
+        """End what is carried out."""
+        self._memory.close()
+        for task in self._reloads:
+            task.cancel()
+        await asyncio.gather(*self._reloads, return_exceptions=True)
 
     # --- after the supervisor's own death ---------------------------------------------------------
 
@@ -190,6 +315,7 @@ class Machine:
             opened=True,
         )
         self._runner.adopt(process, service.definition.logs)
+        self._surroundings.begin(service.name, run)
         found = RunFound(run=run, pid=stat.pid, start_time=stat.start_time)
         return [found, GateOpened(run=run)]
 
@@ -213,6 +339,7 @@ class Machine:
             process.start_time = stat.start_time
             process.is_child = stat.parent == os.getpid()
         self._runner.adopt(process, service.definition.logs)
+        self._surroundings.begin(service.name, process.run)
         found: list[Observation] = [ProcessFound(run=process.run, pid=pid)]
         return [*found, GateOpened(run=process.run)] if process.opened else found
 

@@ -1,8 +1,10 @@
 """A run's process and its group: who belongs to it, and signals that reach nobody else.
 
-A run's members are its session, which holds its group, and whatever carries its mark. Law 1: a group's number counts
-only while somebody verified holds it; once nobody does, it may be anybody's, and only the mark counts.
-Law 2: what cannot be looked at just now is not "empty".
+A run's members are its session, which holds its group, and whatever carries its mark; where it has a cgroup, who is
+in that and nobody else. Law 1: a group's number counts only while somebody verified holds it; once nobody does, it
+may be anybody's, and only the mark counts. Law 2: what cannot be looked at just now is not "empty".
+Law 3: the main process is whose end is the run's, the leader is who began its session: mostly the same, until
+a service names another main process.
 
 As a subreaper, the orphans of a service whose main process ended are our own children: a short list. For
 the others, and where there is no such list, every process is looked at.
@@ -17,10 +19,11 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import msgspec
 
-from registry.host import adoption, proc
+from registry.host import adoption, cgroup, proc
 from registry.host.capabilities import PIDFD_SIGNAL_PROCESS_GROUP, Capabilities
 
 GATE_LOOKS_MAX = 100
@@ -34,8 +37,9 @@ _log = logging.getLogger(__name__)
 class Process(msgspec.Struct, eq=False):
     """One run's process and what is left of its group. Mutable, and only the runner's.
 
-    `pid` is None where nobody knows it any more. `opened`: the gate has let it through. `known` are its
-    members when last looked at, by pid and start time.
+    `pid` is its main process, None where nobody knows it any more; `start_time` and `pidfd` are that one's.
+    `leader` is the number of its session and group, the main process's own unless that has changed.
+    `opened`: the gate has let it through. `known` are its members when last looked at, by pid and start time.
     """
 
     service: str
@@ -49,7 +53,11 @@ class Process(msgspec.Struct, eq=False):
     opened: bool = False
     gate_looks: int = GATE_LOOKS_MAX
     steps: frozenset[str] = frozenset()
+    leader: int | None = None
+    leader_pidfd: int | None = None
     leader_gone: bool = False
+    main_gone: bool = False
+    cgroup: Path | None = None
     holds_number: bool = True
     known: set[tuple[int, int]] = msgspec.field(default_factory=set)
     stopping: bool = False
@@ -58,6 +66,20 @@ class Process(msgspec.Struct, eq=False):
     kill_timer: asyncio.TimerHandle | None = None
     recheck: asyncio.TimerHandle | None = None
     awaited: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.leader is None:
+            self.leader = self.pid
+
+    @property
+    def is_led_by_main(self) -> bool:
+        """Whether its main process began its session."""
+        return self.pid == self.leader
+
+    @property
+    def group_pidfd(self) -> int | None:
+        """The pidfd of its leader, through which its group can be signalled."""
+        return self.pidfd if self.is_led_by_main else self.leader_pidfd
 
 
 class Groups:
@@ -70,10 +92,18 @@ class Groups:
     # --- who belongs to a run ---------------------------------------------------------------------
 
     def members(self, process: Process) -> list[proc.Stat]:
-        """The living processes of a run, its leader included; none without /proc. Raises OSError."""
+        """The living processes of a run, its main one included; none without /proc. Raises OSError."""
         if not self._capabilities.proc:
             return []
+        members = self._search(process) if process.cgroup is None else _within(process.cgroup)
+        process.known = {(each.pid, each.start_time) for each in members}
+        if process.leader_gone:
+            process.holds_number = any(each.session == process.leader for each in members)
+        return members
+
+    def _search(self, process: Process) -> list[proc.Stat]:
         unsettled: set[int] = set()
+        members: list[proc.Stat] = []
         for _scan in range(SCANS_MAX):
             members, unsure = self._scan(process)
             # what ended while it was looked at may have left children where we had looked before
@@ -81,9 +111,6 @@ class Groups:
                 break
             unsettled |= unsure
             os.sched_yield()
-        process.known = {(each.pid, each.start_time) for each in members}
-        if process.leader_gone:
-            process.holds_number = any(each.session == process.pid for each in members)
         return members
 
     def _scan(self, process: Process) -> tuple[list[proc.Stat], set[int]]:
@@ -100,7 +127,7 @@ class Groups:
 
     def _belongs(self, process: Process, stat: proc.Stat) -> bool | None:
         """None where it cannot be told: in the midst of an exec or of its end a process has no mark."""
-        if process.holds_number and stat.session == process.pid:
+        if process.holds_number and stat.session == process.leader:
             return True
         if (stat.pid, stat.start_time) in process.known:
             return True
@@ -112,7 +139,9 @@ class Groups:
     def _candidates(self, process: Process) -> Iterable[int]:
         has_orphans = self._capabilities.subreaper and self._capabilities.proc_children
         return (
-            self._descendants(process.pid) if process.is_child and has_orphans else proc.all_pids()
+            self._descendants(process.leader)
+            if process.is_child and has_orphans
+            else proc.all_pids()
         )
 
     def _descendants(self, leader: int | None) -> Iterator[int]:
@@ -129,19 +158,22 @@ class Groups:
         """The members that can be seen, and whether nothing is left of the run."""
         try:
             members = self.members(process)
+            if process.cgroup is not None:
+                return members, not cgroup.is_populated(process.cgroup)
         except OSError:
             return [], False
-        if self._capabilities.proc and process.pid is not None:
+        if self._capabilities.proc and process.leader is not None:
             return members, not members
         return members, not members and not self._group_exists(process)
 
     def _group_exists(self, process: Process) -> bool:
         """Whether the kernel knows a group of this number; zombies count."""
+        pidfd = process.group_pidfd
         try:
-            if process.pidfd is not None and self._capabilities.pidfd_group:
-                signal.pidfd_send_signal(process.pidfd, 0, None, PIDFD_SIGNAL_PROCESS_GROUP)
-            elif process.pid is not None:
-                os.killpg(process.pid, 0)
+            if pidfd is not None and self._capabilities.pidfd_group:
+                signal.pidfd_send_signal(pidfd, 0, None, PIDFD_SIGNAL_PROCESS_GROUP)
+            elif process.leader is not None:
+                os.killpg(process.leader, 0)
             else:
                 return False
         except ProcessLookupError:
@@ -153,7 +185,7 @@ class Groups:
     def still_holds_number(self, process: Process) -> bool:
         """Whether the group of a leader that ended unseen has members: then its number is still its own."""
         return (
-            process.pidfd is not None
+            process.group_pidfd is not None
             and self._capabilities.pidfd_group
             and self._group_exists(process)
         )
@@ -162,25 +194,25 @@ class Groups:
 
     def signal_group(self, process: Process, number: int) -> None:
         """Signal whoever is in the group, where that is certainly the run's."""
+        pidfd = process.group_pidfd
         try:
-            if process.pidfd is not None and self._capabilities.pidfd_group:
-                signal.pidfd_send_signal(process.pidfd, number, None, PIDFD_SIGNAL_PROCESS_GROUP)
-            elif process.pid is not None and self._is_ours(process):
-                os.killpg(process.pid, number)
+            if pidfd is not None and self._capabilities.pidfd_group:
+                signal.pidfd_send_signal(pidfd, number, None, PIDFD_SIGNAL_PROCESS_GROUP)
+            elif process.leader is not None and self._is_ours(process):
+                os.killpg(process.leader, number)
         except ProcessLookupError:
             pass  # it is empty: that is what we want
         except PermissionError as error:
             _log.warning(
-                "cannot signal %s (PID %s): %s", process.service, process.pid, error.strerror
+                "cannot signal %s (PID %s): %s", process.service, process.leader, error.strerror
             )
 
     def _is_ours(self, process: Process) -> bool:
         """Without a pidfd for the group, only a verified member says whose number it is."""
-        assert process.pid is not None
         if process.is_child and (not process.leader_gone or not self._capabilities.proc):
             return True
         try:
-            if not process.leader_gone:
+            if not process.leader_gone and process.pid is not None:
                 return adoption.lives(process.pid, process.start_time)
             self.members(process)
         except OSError:
@@ -190,7 +222,7 @@ class Groups:
     def signal_strays(self, process: Process, members: Iterable[proc.Stat], number: int) -> None:
         """Signal those members that left the group."""
         for member in members:
-            if member.group != process.pid:
+            if member.group != process.leader:
                 self._signal_member(member, number)
 
     def _signal_member(self, member: proc.Stat, number: int) -> None:
@@ -204,6 +236,12 @@ class Groups:
                         os.close(pidfd)
             elif adoption.lives(member.pid, member.start_time):
                 os.kill(member.pid, number)
+
+
+def _within(path: Path) -> list[proc.Stat]:
+    """The living members of a cgroup. Raises OSError."""
+    found = (proc.stat(pid) for pid in sorted(cgroup.members(path)))
+    return [stat for stat in found if stat is not None and stat.is_alive]
 
 
 def owner_of(pid: int, leaders: dict[int, str]) -> str | None:

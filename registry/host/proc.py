@@ -7,6 +7,7 @@ be taken for "gone".
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,6 +94,18 @@ def children(pid: int) -> Iterator[int]:
 def all_pids() -> list[int]:
     """The pids of every process that we can see. Raises OSError."""
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def memory(pid: int) -> tuple[int, int] | None:
+    """Bytes of memory that a process holds: alone, and in files and shared memory; None for one that is gone.
+
+    Of /proc/PID/statm: smaps_rollup knows more, but looks at every page (37 ms for 1 GB). Raises OSError.
+    """
+    fields = (_read(f"/proc/{pid}/statm") or b"").split()
+    if not fields:
+        return None
+    resident, shared = (int(field) * resource.getpagesize() for field in fields[1:3])
+    return resident - shared, shared
 
 
 def program(pid: int) -> str | None:

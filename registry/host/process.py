@@ -1,8 +1,8 @@
 """The process runner: spawns behind the gate, watches, stops groups, reaps. Its facts go to `observe`.
 
 One place reaps: on SIGCHLD every ended child is looked at, reaped, and told to its owner. Processes that
-are not our children (adopted ones, leftovers of a run) are watched by their pidfd. A run is forgotten
-before its last observation is handed over, so that `observe` may call back.
+are not our children (adopted ones, leftovers of a run, a main process that a service named) are watched by
+their pidfd. A run is forgotten before its last observation is handed over, so that `observe` may call back.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 import resource
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
@@ -24,10 +25,10 @@ import msgspec
 from registry.core.definition import Logs
 from registry.core.events import Usage
 from registry.core.inputs import GateOpened, GroupGone, Observation, ProcessExited, ProcessLost
-from registry.host import adoption, gate, proc
+from registry.host import adoption, cgroup, gate, proc
 from registry.host.capabilities import Capabilities, find_setpriv
 from registry.host.clock import NS, mono_ns
-from registry.host.launch import Launch
+from registry.host.launch import Launch, LaunchError
 from registry.host.members import Groups, Process, owner_of
 from registry.logs.target import LogTarget
 
@@ -56,6 +57,9 @@ class OutputKeeper(Protocol):
     def release(self, service: str, run: int) -> None:
         """The run's end is in the journal."""
 
+    def redirect(self, service: str, run: int, log: LogTarget) -> None:
+        """The run's output goes there from now on."""
+
 
 class Spawned(msgspec.Struct, frozen=True):
     """A process that waits at the gate."""
@@ -80,13 +84,16 @@ class Runner:
         self._capabilities = capabilities
         self._setpriv = find_setpriv() if capabilities.setpriv else None
         self._groups = Groups(capabilities)
+        self._cgroups = _cgroups() if capabilities.cgroup else None
         self._keeper = keeper
         self._observe = observe
         self._processes: dict[tuple[str, int], Process] = {}
-        self._leaders: dict[int, Process] = {}
+        self._by_number: dict[int, Process] = {}
         self._commands: dict[int, asyncio.Future[int]] = {}
         self._kept: dict[str, set[int]] = {}
         self._in_a_hurry = False
+        self.before_reap: Callable[[], None] = lambda: None
+        """Called before ended children are looked at: what they said last is to be heard first."""
 
     # --- starting ---------------------------------------------------------------------------------
 
@@ -105,6 +112,8 @@ class Runner:
         self, service: str, run: int, mark: str, launch: Launch, logs: Logs | None
     ) -> Spawned:
         """Spawn a run behind its gate. Raises LaunchError."""
+        if launch.has_cgroup_limits and self._cgroups is None:
+            raise cgroup.refuse(launch)
         gated, output = self._spawn_gated(launch, has_output=logs is not None)
         process = Process(
             service=service,
@@ -119,10 +128,12 @@ class Runner:
         self._add(process)
         try:
             self._identify(process)
+            gate.constrain(gated.pid, launch)
+            self._confine(process, launch)
             self._hand_to_keeper(process, output, logs)
-        except OSError as error:
+        except (OSError, LaunchError) as error:
             self._forget(process)  # the gate closes: nothing has happened
-            raise gate.refusal(error) from None
+            raise gate.refusal(error) if isinstance(error, OSError) else error from None
         finally:
             if output is not None:
                 os.close(output)
@@ -159,12 +170,20 @@ class Runner:
             self._keeper.keep(process.service, process.run, output, process.pidfd, target)
             self._kept.setdefault(process.service, set()).add(process.run)
 
+    def _confine(self, process: Process, launch: Launch) -> None:
+        """Into a cgroup, where the launch has limits that only one can keep. Raises LaunchError."""
+        if launch.has_cgroup_limits and self._cgroups is not None:
+            assert process.pid is not None
+            process.cgroup = self._cgroups.make(process.mark, launch)
+            cgroup.enter(process.cgroup, process.pid)
+
     def _add(self, process: Process) -> None:
         self._processes[process.service, process.run] = process
-        if process.pid is None or process.leader_gone:
-            return
-        self._leaders[process.pid] = process
-        self._groups.led.add(process.pid)
+        if process.pid is not None and not process.main_gone:
+            self._by_number[process.pid] = process
+        if process.leader is not None and not process.leader_gone:
+            self._by_number[process.leader] = process
+            self._groups.led.add(process.leader)
 
     def open_gate(self, service: str, run: int) -> bool:
         """Let a run through to its program; True when that happened now."""
@@ -177,13 +196,48 @@ class Runner:
 
     def adopt(self, process: Process, logs: Logs | None) -> None:
         """Watch a process that an earlier daemon spawned."""
+        self._find_leader(process)
+        self._find_cgroup(process)
         self._add(process)
         if process.run not in self._kept.get(process.service, ()):
             self._keep_anew(process, logs)
-        if process.pidfd is not None and not process.is_child:
+        self._watch_main(process)
+
+    def _find_leader(self, process: Process) -> None:
+        """Who began the session of a living main process: it cannot have come into a stranger's."""
+        assert process.pid is not None
+        stat = self._stat(process.pid)
+        if stat is None or stat.session in (0, process.pid):
+            return
+        process.leader = stat.session
+        leader = self._stat(stat.session)
+        is_there = leader is not None and leader.is_alive
+        # another's child ends without our seeing it: then the number counts by its members only
+        process.leader_gone = not (is_there and process.is_child)
+        if is_there and self._capabilities.pidfd:
+            with contextlib.suppress(OSError):
+                process.leader_pidfd = os.pidfd_open(stat.session)
+
+    def _find_cgroup(self, process: Process) -> None:
+        if self._cgroups is None:
+            return
+        with contextlib.suppress(OSError):
+            path = self._cgroups.of(process.mark)
+            if path and (process.main_gone or process.pid in cgroup.members(path)):
+                process.cgroup = path
+
+    def _watch_main(self, process: Process) -> None:
+        """A main process whose end SIGCHLD need not tell us."""
+        is_ours = process.is_child and process.is_led_by_main
+        if process.pidfd is not None and not is_ours:
             asyncio.get_running_loop().add_reader(process.pidfd, self._stranger_ended, process)
         if process.pidfd is None or not process.opened:
             self._recheck_later(process)
+
+    def tidy(self, journal_id: str) -> None:
+        """Remove what ended runs have left of their cgroups. After `adopt`."""
+        if self._cgroups is not None:
+            self._cgroups.tidy(journal_id)
 
     def _keep_anew(self, process: Process, logs: Logs | None) -> None:
         """No keeper lived on either: what the run wrote since waits in its FIFO, which it holds open itself."""
@@ -211,7 +265,8 @@ class Runner:
 
     def adopt_leftovers(self, process: Process) -> bool:
         """Take up what is left of a run whose main process is gone; True when nothing is."""
-        process.leader_gone = True
+        process.main_gone = process.leader_gone = True
+        self._find_cgroup(process)
         process.holds_number = self._groups.still_holds_number(process)
         _members, is_empty = self._groups.look(process)
         if is_empty:
@@ -238,12 +293,19 @@ class Runner:
         if process.gate is not None:
             held, process.gate = process.gate, None
             os.close(held)
-        elif process.leader_gone:
+        elif process.main_gone:
             members, _is_empty = self._groups.look(process)
             self._signal(process, members)
             self._check_group(process)
-        else:  # whom its leader shields, it shall end itself
-            self._signal(process, ())
+        else:  # whom its main process shields, it shall end itself
+            self._signal(process, self._main_apart(process))
+
+    def _main_apart(self, process: Process) -> list[proc.Stat]:
+        """A main process that may be in another group than the run's."""
+        if process.is_led_by_main or process.main_gone or process.pid is None:
+            return []
+        stat = self._stat(process.pid)
+        return [stat] if stat is not None and stat.start_time == process.start_time else []
 
     def hurry(self) -> None:
         """SIGKILL whatever is being stopped, now and from now on."""
@@ -255,14 +317,16 @@ class Runner:
     def _kill(self, process: Process) -> None:
         process.signal_number = signal.SIGKILL
         members, _is_empty = self._groups.look(process)
-        if not process.leader_gone:
+        if not process.main_gone:
             process.killed.add(process.pid)
-        self._signal(process, members)
+        self._signal(process, members or self._main_apart(process))
 
     def _signal(self, process: Process, members: Iterable[proc.Stat]) -> None:
         """Signal the group, and those of `members` that left it."""
         if process.signal_number == signal.SIGKILL:
             process.killed.update(member.pid for member in members)
+            if process.cgroup is not None and cgroup.kill(process.cgroup):
+                return
         self._groups.signal_group(process, process.signal_number)
         self._groups.signal_strays(process, members, process.signal_number)
 
@@ -270,6 +334,7 @@ class Runner:
 
     def reap(self) -> None:
         """Take every ended child, whoever it belongs to; then look at what is left of ended runs."""
+        self.before_reap()
         for _child in range(REAP_MAX):
             child = self._next_ended()
             if child is None:
@@ -278,36 +343,35 @@ class Runner:
         else:
             asyncio.get_running_loop().call_soon(self.reap)
         for process in list(self._processes.values()):
-            if process.leader_gone:
+            if process.main_gone:
                 self._check_group(process)
 
-    def _next_ended(self) -> tuple[int, str | None, int, resource.struct_rusage] | None:
-        """The next ended child, reaped: pid, comm while it was a zombie, status, usage."""
+    def _next_ended(self) -> tuple[int, proc.Stat | None, int, resource.struct_rusage] | None:
+        """The next ended child, reaped: pid, what it was as a zombie, status, usage."""
         try:
-            comm = None
+            stat = None
             if self._capabilities.waitid:
                 info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 if info is None:
                     return None
-                comm = self._comm(info.si_pid)
+                stat = self._stat(info.si_pid)
                 pid, status, usage = os.wait4(info.si_pid, 0)
             else:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
         except ChildProcessError:
             return None
-        return (pid, comm, status, usage) if pid else None
+        return (pid, stat, status, usage) if pid else None
 
-    def _comm(self, pid: int) -> str | None:
+    def _stat(self, pid: int) -> proc.Stat | None:
         if not self._capabilities.proc:
             return None
         try:
-            stat = proc.stat(pid)
+            return proc.stat(pid)
         except OSError:
             return None
-        return stat.comm if stat else None
 
     def _child_ended(
-        self, pid: int, comm: str | None, status: int, usage: resource.struct_rusage
+        self, pid: int, stat: proc.Stat | None, status: int, usage: resource.struct_rusage
     ) -> None:
         code = os.waitstatus_to_exitcode(status)
         command = self._commands.pop(pid, None)
@@ -316,21 +380,39 @@ class Runner:
             if not command.done():
                 command.set_result(code)
             return
-        process = self._leaders.get(pid)
-        if process is not None and process.is_child:
-            self._leader_ended(process, code, comm=comm, usage=_usage(usage))
+        process = self._by_number.get(pid)
+        if process is None or not process.is_child:
+            return
+        if pid != process.pid:  # it led what has another main process by now
+            process.leader_gone = True
+            self._forget_number(pid, process)
+        elif stat is None or process.start_time in (None, stat.start_time):
+            comm = stat.comm if stat else None
+            self._main_ended(process, code, comm=comm, usage=_usage(usage))
 
     def _stranger_ended(self, process: Process) -> None:
+        assert process.pid is not None
+        if process.is_child and self._is_ours_to_reap(process.pid):
+            self._stop_watching(process)
+            return
         if process.pidfd is not None:
             # a zombie keeps its pidfd readable: without this the loop would spin until somebody reaps it
-            asyncio.get_running_loop().remove_reader(process.pidfd)
-        assert process.pid is not None
+            self._stop_watching(process)
         code = adoption.exit_of_stranger(
             process.pid, process.start_time, process.pidfd, self._capabilities
         )
-        self._leader_ended(process, code)
+        self._main_ended(process, code)
 
-    def _leader_ended(
+    def _is_ours_to_reap(self, pid: int) -> bool:
+        """Whether its end is told by SIGCHLD: its parent has ended, and so it has come to us."""
+        stat = self._stat(pid)
+        return stat is not None and stat.parent == os.getpid()
+
+    def _stop_watching(self, process: Process) -> None:
+        if process.pidfd is not None:
+            asyncio.get_running_loop().remove_reader(process.pidfd)
+
+    def _main_ended(
         self,
         process: Process,
         code: int | None,
@@ -338,8 +420,11 @@ class Runner:
         comm: str | None = None,
         usage: Usage | None = None,
     ) -> None:
-        process.leader_gone = True
-        self._forget_leader(process)
+        assert process.pid is not None
+        process.main_gone = True
+        process.leader_gone |= process.is_led_by_main
+        self._stop_watching(process)
+        self._forget_number(process.pid, process)
         members, is_empty = self._groups.look(process)
         if is_empty:
             self._forget(process)
@@ -358,7 +443,7 @@ class Runner:
             self._groups.signal_strays(process, members, process.signal_number)
 
     def _check_group(self, process: Process) -> None:
-        """The leader is gone: is the rest?"""
+        """The main process is gone: is the rest?"""
         members, is_empty = self._groups.look(process)
         if is_empty:
             self._forget(process)
@@ -398,12 +483,12 @@ class Runner:
         process.recheck = loop.call_later(RECHECK_S, self._recheck, process)
 
     def _recheck(self, process: Process) -> None:
-        if process.leader_gone:
+        if process.main_gone:
             self._check_group(process)
         else:
-            self._check_leader(process)
+            self._check_main(process)
 
-    def _check_leader(self, process: Process) -> None:
+    def _check_main(self, process: Process) -> None:
         """An adopted one without a pidfd, or one last seen at its gate: does it live, is it through?"""
         assert process.pid is not None
         try:
@@ -430,19 +515,94 @@ class Runner:
         self._stop_awaiting(process)
         if process.gate is not None:
             os.close(process.gate)
-        if process.pidfd is not None:
-            asyncio.get_running_loop().remove_reader(process.pidfd)
-            os.close(process.pidfd)
-        process.gate = process.pidfd = None
-        self._forget_leader(process)
+        self._stop_watching(process)
+        for pidfd in (process.pidfd, process.leader_pidfd):
+            if pidfd is not None:
+                os.close(pidfd)
+        process.gate = process.pidfd = process.leader_pidfd = None
+        for number in (process.pid, process.leader):
+            self._forget_number(number, process)
+        if process.cgroup is not None:
+            cgroup.remove(process.cgroup)
         if self._processes.get((process.service, process.run)) is process:
             del self._processes[process.service, process.run]
 
-    def _forget_leader(self, process: Process) -> None:
-        """Its number may be another's from now on."""
-        if process.pid is not None and self._leaders.get(process.pid) is process:
-            del self._leaders[process.pid]
-            self._groups.led.discard(process.pid)
+    def _forget_number(self, number: int | None, process: Process) -> None:
+        """It may be another's from now on."""
+        if number is not None and self._by_number.get(number) is process:
+            del self._by_number[number]
+            self._groups.led.discard(number)
+
+    # --- the main process -------------------------------------------------------------------------
+
+    def signal_main(self, service: str, run: int, signal_name: str) -> None:
+        """Signal a run's main process and nobody else.
+
+        Raises ProcessLookupError where there is none, or it has not begun; OSError where the kernel refuses.
+        """
+        process = self._processes.get((service, run))
+        if process is None or process.pid is None or process.main_gone or process.gate is not None:
+            raise _no_main(service, run)
+        number = signal.Signals[signal_name]
+        try:
+            if process.pidfd is not None:
+                signal.pidfd_send_signal(process.pidfd, number)
+            elif (process.is_child and process.is_led_by_main) or adoption.lives(
+                process.pid, process.start_time
+            ):
+                os.kill(process.pid, number)
+            else:
+                raise ProcessLookupError
+        except ProcessLookupError:
+            raise _no_main(service, run) from None
+
+    def change_main(self, service: str, run: int, pid: int) -> tuple[int, int | None] | None:
+        """Make another member of a run its main process, whose end is the run's; its pid and start time.
+
+        None where `pid` is no living member, or is the main process already.
+        """
+        process = self._processes.get((service, run))
+        if process is None or process.main_gone or not process.opened or pid == process.pid:
+            return None
+        members, _is_empty = self._groups.look(process)
+        stat = next((member for member in members if member.pid == pid), None)
+        if stat is None:
+            return None
+        pidfd = adoption.pidfd_of(pid, stat.start_time) if self._capabilities.pidfd else None
+        if pidfd is None and self._capabilities.pidfd:
+            return None
+        self._replace_main(process, stat, pidfd)
+        return pid, stat.start_time
+
+    def _replace_main(self, process: Process, stat: proc.Stat, pidfd: int | None) -> None:
+        self._leave_main(process)
+        process.pid, process.start_time, process.pidfd = stat.pid, stat.start_time, pidfd
+        process.steps = frozenset()
+        if process.is_led_by_main and process.leader_pidfd is not None:
+            os.close(process.leader_pidfd)
+            process.leader_pidfd = None
+        self._by_number[stat.pid] = process
+        self._watch_main(process)
+        try:
+            # its output is kept already
+            self._keeper.keep(process.service, process.run, None, pidfd, None)
+        except OSError as error:
+            _log.warning(
+                "%s: its new main process is not kept: %s", process.service, error.strerror
+            )
+
+    def _leave_main(self, process: Process) -> None:
+        """The present main process is one among others from now on."""
+        self._stop_watching(process)
+        if process.is_led_by_main:
+            process.leader_pidfd = process.pidfd
+            # another's child ends without our seeing it: then the number counts by its members only
+            process.leader_gone = not process.is_child
+            if not process.leader_gone:
+                return
+        elif process.pidfd is not None:
+            os.close(process.pidfd)
+        self._forget_number(process.pid, process)
 
     # --- the rest ---------------------------------------------------------------------------------
 
@@ -461,26 +621,68 @@ class Runner:
 
     def owner_of(self, pid: int) -> str | None:
         """The service whose processes `pid` is one of, or None."""
-        leaders = {
-            process.pid: process.service
-            for process in self._processes.values()
-            if process.pid is not None and process.holds_number
-        }
+        leaders: dict[int, str] = {}
+        for process in self._processes.values():
+            if process.leader is not None and process.holds_number:
+                leaders[process.leader] = process.service
+            if process.pid is not None and not process.main_gone:
+                leaders[process.pid] = process.service
         try:
             return owner_of(pid, leaders)
         except OSError:
             return None
 
-    async def run_command(self, launch: Launch, timeout_s: float) -> int:
+    def leader_of(self, service: str, run: int) -> int | None:
+        """The number of a run's session, where that is certainly still its own."""
+        process = self._processes.get((service, run))
+        return process.leader if process is not None and process.holds_number else None
+
+    def redirect(self, service: str, run: int, logs: Logs | None) -> None:
+        """What a run writes from now on goes to another log, or to the same one with other limits."""
+        if logs is not None:
+            self._keeper.redirect(service, run, LogTarget.of(logs, service))
+
+    def tier(self, service: str, run: int) -> str:
+        """By what a run's processes are known: its "cgroup", or "session" (and group and mark)."""
+        process = self._processes.get((service, run))
+        return "session" if process is None or process.cgroup is None else "cgroup"
+
+    def memory(self, service: str, run: int) -> int | None:
+        """Bytes that a run's processes hold together; None where nobody can tell.
+
+        Without a cgroup: what each has alone, and once the most that any of them shares. What forked processes
+        still have in common of their own memory counts for each of them.
+        """
+        process = self._processes.get((service, run))
+        if process is None:
+            return None
+        if process.cgroup is not None and (held := cgroup.memory(process.cgroup)) is not None:
+            return held
+        members, _is_empty = self._groups.look(process)
+        try:
+            sizes = [size for each in members if (size := proc.memory(each.pid))]
+        except OSError:
+            return None
+        return sum(own for own, _ in sizes) + max(shared for _, shared in sizes) if sizes else None
+
+    async def run_command(
+        self, launch: Launch, timeout_s: float, *, stdin: bytes | None = None
+    ) -> int:
         """Run a command to its end as a service would run: its exit code, negative for a signal.
 
-        Raises TimeoutError when it was killed, with its group, at the time limit; LaunchError when it could
-        not be run.
+        Its standard input is the text `stdin`, or /dev/null; it is given no `descriptors`. Raises TimeoutError
+        when it was killed, with its group, at the time limit; LaunchError when it could not be run.
         """
-        gated = gate.spawn(self._shell, launch, self._setpriv, os.devnull)
+        launch = msgspec.structs.replace(launch, descriptors=(), own_pid=())
+        gated = self._spawn_command(launch, stdin)
         ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._commands[gated.pid] = ended
         self._groups.led.add(gated.pid)
+        try:
+            gate.constrain(gated.pid, launch)
+        except LaunchError:
+            os.close(gated.gate)  # it ends, and is reaped
+            raise
         gate.open_gate(gated.gate)
         try:
             async with asyncio.timeout(timeout_s):
@@ -490,6 +692,31 @@ class Runner:
             if gated.pid in self._commands:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(gated.pid, signal.SIGKILL)
+
+    def _spawn_command(self, launch: Launch, stdin: bytes | None) -> gate.Gated:
+        if stdin is None:
+            return gate.spawn(self._shell, launch, self._setpriv, os.devnull)
+        try:
+            # a file, not a pipe: a command that does not read must not make us wait
+            with tempfile.TemporaryFile(dir=self._folder, buffering=0) as file:
+                file.write(stdin)
+                file.seek(0)
+                return gate.spawn(self._shell, launch, self._setpriv, os.devnull, file.fileno())
+        except OSError as error:
+            raise gate.refusal(error) from None
+
+
+def _cgroups() -> cgroup.Hierarchy | None:
+    own = cgroup.find()
+    if own is None:
+        return None
+    hierarchy = cgroup.Hierarchy(own)
+    hierarchy.settle()
+    return hierarchy
+
+
+def _no_main(service: str, run: int) -> ProcessLookupError:
+    return ProcessLookupError(f"run {run} of {service} has no main process that could be signalled")
 
 
 def _make_fifo(path: Path, uid: int | None) -> int:

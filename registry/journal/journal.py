@@ -39,8 +39,11 @@ class Journal:
         self._appending = asyncio.Lock()
 
     @classmethod
-    async def open(cls, path: Path, *, durability: str = "full") -> Journal:
-        """Open or create the journal at `path`. Raises JournalError, JournalDamaged: one sentence."""
+    async def open(cls, path: Path, *, durability: str = "full", is_ours: bool = False) -> Journal:
+        """Open or create the journal at `path`. Raises JournalError, JournalDamaged: one sentence.
+
+        `is_ours`: it was a journal of ours, so it is damaged where it is no database at all.
+        """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -62,7 +65,7 @@ class Journal:
                 journal = cls(path, writer, reader)
                 await journal._find_head()
             except sqlite3.Error as error:
-                raise _complaint(error)(
+                raise _complaint(error, is_ours=is_ours)(
                     f"cannot open the journal {path}: {error};"
                     " check the file and its folder, or name another in [journal] path"
                 ) from None
@@ -146,9 +149,11 @@ class Journal:
             await self._writer.close()
 
 
-def _complaint(error: sqlite3.Error) -> type[JournalError]:
+def _complaint(error: sqlite3.Error, *, is_ours: bool = False) -> type[JournalError]:
     """Damage where SQLite says so, or where our own file lacks what we put there."""
-    damage = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR)
+    damage = [sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR]
+    if is_ours:
+        damage.append(sqlite3.SQLITE_NOTADB)
     code = getattr(error, "sqlite_errorcode", None)
     return JournalDamaged if code is not None and code & 0xFF in damage else JournalError
 

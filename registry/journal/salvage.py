@@ -1,7 +1,8 @@
 """A damaged journal: set aside as it is, and what can still be trusted of it kept in a new one.
 
 Nothing is deleted. Kept are the rows from the first on, up to the one before the first that cannot be read
-or does not match its hash.
+or does not match its hash. The new one is whole before it gets the name: killed at any moment, the next
+registry finds the damaged one, the new one, or none and goes by what it remembers beside the journal.
 """
 
 from __future__ import annotations
@@ -30,12 +31,17 @@ def salvage(path: Path) -> Salvaged:
     """Set the journal at `path` aside, and make one of what could be read. Raises JournalError."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     aside = path.with_name(f"{path.name}.damaged-{stamp}")
+    fresh = path.with_name(f"{path.name}.new")
     try:
+        for suffix in ("", "-journal"):  # what is left of one that was killed
+            fresh.with_name(fresh.name + suffix).unlink(missing_ok=True)
+        seq = _copy_rows(path, fresh)
         for suffix in ("", "-wal", "-shm"):
             part = path.with_name(path.name + suffix)
             if part.exists():
                 part.rename(aside.with_name(aside.name + suffix))
-        return Salvaged(aside, _copy_rows(aside, path))
+        fresh.rename(path)
+        return Salvaged(aside, seq)
     except (OSError, sqlite3.Error) as error:
         raise JournalError(
             f"the journal {path} is damaged, and cannot be set aside: {error}; move it away yourself"

@@ -3,7 +3,9 @@
 What has to be kept is held here as well, so that a keeper that dies costs nothing: another is started
 and everything is handed over again. What is sent follows from what is held, so nothing is remembered
 for a keeper that is away. Supervision never waits for the keeper: while none can be started, output
-stays in the FIFOs. Children are never waited for here; who reaps the daemon's children reaps keepers.
+stays in the FIFOs. What is held for a service (a slot, see protocol.py) outlives all its runs; what
+its processes said while no daemon was there (notes) is handed out once, and stays with the keeper
+until it is `noted`. Children are never waited for here; who reaps the daemon's children reaps keepers.
 """
 
 from __future__ import annotations
@@ -21,16 +23,20 @@ from pathlib import Path
 import msgspec
 
 from registry.keeper.protocol import (
+    META_MAX,
+    SLOTS_VERSION,
     VERSION,
     Channel,
     Key,
     Message,
+    SlotKey,
     claim,
     close_all,
     is_trusted,
     key_of,
     listen,
     peer_uid,
+    slot_of,
 )
 from registry.logs.target import LogTarget
 
@@ -72,6 +78,46 @@ class Kept(msgspec.Struct, frozen=True):
         close_all(_present(self.output_fd, self.pidfd))
 
 
+class Held(msgspec.Struct, frozen=True):
+    """One descriptor that a keeper held for a service; the receiver's own, to be closed."""
+
+    service: str
+    slot: str
+    meta: str
+    fd: int
+
+
+class Note(msgspec.Struct, frozen=True):
+    """What a process said on a service's notification socket while no daemon was connected.
+
+    pid and uid are the sender's, told by the kernel; `session` is its session, 0 where it was gone when
+    the keeper read this at `at_ns` (CLOCK_BOOTTIME). Descriptors are the receiver's own, to be closed.
+    """
+
+    service: str
+    pid: int
+    uid: int
+    session: int
+    at_ns: int
+    text: bytes
+    fds: tuple[int, ...] = ()
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What a keeper had for us. Notes are of all services, in the order in which they were said."""
+
+    kept: list[Kept] = []
+    held: list[Held] = []
+    notes: list[Note] = []
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        for kept in self.kept:
+            kept.close()
+        close_all(held.fd for held in self.held)
+        close_all(fd for note in self.notes for fd in note.fds)
+
+
 class OutputEnded(msgspec.Struct, frozen=True):
     """No process of a run can write any more; `dropped` bytes of what it wrote were lost."""
 
@@ -81,7 +127,7 @@ class OutputEnded(msgspec.Struct, frozen=True):
     log: LogTarget | None
 
 
-class _Held:
+class _Run:
     """Our own copies of what the keeper keeps of one run."""
 
     __slots__ = ("has_ended", "log", "output", "pidfd")
@@ -100,7 +146,9 @@ class Keeper:
     """The connection to the keeper whose socket is `socket_path`; its log lies beside the socket.
 
     `on_grew(service)` says that a watched log has more, `on_output_ended` that no process of a run can
-    write any more. It is said to every daemon until one calls `heard`. Both are called by the loop.
+    write any more. It is said to every daemon until one calls `heard`. `on_notes` gets the notes of a
+    keeper that was out of reach for a while; without it they wait for the next daemon. All are called
+    by the loop.
     """
 
     def __init__(
@@ -110,6 +158,7 @@ class Keeper:
         on_grew: Callable[[str], None],
         on_output_ended: Callable[[OutputEnded], None],
         log: Callable[[str], None],
+        on_notes: Callable[[list[Note]], None] | None = None,
         splice: bool = True,
         python: str = sys.executable,
     ) -> None:
@@ -117,13 +166,21 @@ class Keeper:
         self._on_grew = on_grew
         self._on_output_ended = on_output_ended
         self._log = log
+        self._on_notes = on_notes
         self._splice = splice
         self._python = python
-        self._held: dict[Key, _Held] = {}
+        self._runs: dict[Key, _Run] = {}
         self._theirs: dict[Key, Message] = {}
+        self._slots: dict[SlotKey, Held] = {}
+        self._their_slots: dict[SlotKey, bool] = {}
+        self._notes: list[Note] = []
+        self._handed_out_ns: list[int] = []
+        self._noted_ns = 0
+        self._knows_slots = False
+        self._is_old_said = False
         self._watched: set[str] = set()
         self._unheard: set[Key] = set()
-        self._pending: deque[Message | Key] = deque()
+        self._pending: deque[Message | Key | Held] = deque()
         self._channel: Channel | None = None
         self._is_ready = False
         self._was_ready = False
@@ -132,15 +189,15 @@ class Keeper:
         self._timer: asyncio.TimerHandle | None = None
         self._pid: int | None = None
         self._pidfd: int | None = None
-        self._first: asyncio.Future[list[Kept]] | None = None
+        self._first: asyncio.Future[Found] | None = None
 
     @property
     def pid(self) -> int | None:
         """The keeper's process id; None while there is none."""
         return self._pid
 
-    async def connect(self) -> list[Kept]:
-        """Find the keeper or start one; what it kept. [] when none can be had: it is tried on."""
+    async def connect(self) -> Found:
+        """Find the keeper or start one; what it has. Nothing when none can be had: it is tried on."""
         self._loop = asyncio.get_running_loop()
         self._first = self._loop.create_future()
         self._open()
@@ -156,19 +213,31 @@ class Keeper:
     ) -> None:
         """Have the run's output moved to `log` and its pidfd kept. The caller keeps his descriptors.
 
-        Raises OSError when no descriptor is free for our own copies.
+        Without `output_fd` a run that is kept already gets another pidfd and nothing else: its main
+        process is another one. Raises OSError when no descriptor is free for our own copies.
         """
         key = (service, run)
-        self._let_go(self._held.pop(key, None))
-        held = self._held[key] = _Held(None, None, log)
-        held.output = None if output_fd is None else os.dup(output_fd)
+        held = self._runs.get(key)
+        if held is None or output_fd is not None:
+            self._let_go(held)
+            held = self._runs[key] = _Run(None, None, log)
+            held.output = None if output_fd is None else os.dup(output_fd)
+        close_all(_present(held.pidfd))
+        held.pidfd = None
         held.pidfd = None if pidfd is None else os.dup(pidfd)
         self._limit_ended()
         self._post(key)
 
+    def redirect(self, service: str, run: int, log: LogTarget) -> None:
+        """What the run writes from now on goes to `log`; what it wrote stays where it is."""
+        held = self._runs.get((service, run))
+        if held is not None and held.output is not None and held.log != log:
+            held.log = log
+            self._post((service, run))
+
     def release(self, service: str, run: int) -> None:
         """The run's end is journaled: its pidfd is no longer needed. Output goes on to its end."""
-        held = self._held.get((service, run))
+        held = self._runs.get((service, run))
         if held is None:
             return
         close_all(_present(held.pidfd))
@@ -191,15 +260,48 @@ class Keeper:
         self._watched.discard(service)
         self._post({"type": "unwatch", "service": service})
 
-    def close(self) -> None:
-        """Leave the keeper, which goes on alone, and give back every descriptor."""
-        self._post({"type": "leave"})
+    def hold(self, service: str, slot: str, fd: int, meta: str = "") -> None:
+        """Have the descriptor held for the service, in place of what the slot had. The caller keeps his.
+
+        Raises OSError when no descriptor is free for our own copy, ValueError when `meta` is too long.
+        """
+        if len(meta) > META_MAX:
+            raise ValueError(
+                f"cannot hold {slot} of {service}: its text has {len(meta)} characters, "
+                f"{META_MAX} are the most"
+            )
+        held = Held(service, slot, meta, os.dup(fd))
+        self._let_go_slot((service, slot))
+        self._slots[service, slot] = held
+        self._post_of_slots(held)
+
+    def drop(self, service: str, slot: str) -> None:
+        """The slot is needed no more; with "notify" go the service's notes that were not noted."""
+        if (service, slot) in self._slots:
+            self._let_go_slot((service, slot))
+            self._post_of_slots({"type": "drop", "service": service, "slot": slot})
+
+    def noted(self, count: int) -> None:
+        """The first `count` of all notes handed out so far are committed: no later daemon gets them."""
+        handed_out = self._handed_out_ns[: max(0, count)]
+        if handed_out and handed_out[-1] > self._noted_ns:
+            self._noted_ns = handed_out[-1]
+            self._post_of_slots({"type": "noted", "at_mono_ns": self._noted_ns})
+
+    def close(self, keep: bool = False) -> None:
+        """Leave the keeper, which goes on alone, and give back every descriptor.
+
+        `keep`: the services live on without us, so the keeper goes on holding what is theirs.
+        """
+        self._post({"type": "leave", "keep": keep})
         self._disconnect()
         self._forget_process()
-        for held in self._held.values():
+        for held in self._runs.values():
             self._let_go(held)
-        self._held.clear()
-        self._set_first([])
+        self._runs.clear()
+        for key in list(self._slots):
+            self._let_go_slot(key)
+        self._set_first(Found())
 
     # Coming and going
 
@@ -302,7 +404,7 @@ class Keeper:
         delay_s = 0.0 if lived_s > DELAY_MAX_S else self._delay_s
         self._delay_s = min(DELAY_MAX_S, max(DELAY_S, 2 * delay_s))
         self._disconnect()
-        self._set_first([])
+        self._set_first(Found())
         if self._pidfd is None:
             self._timer = self._loop.call_later(delay_s, self._open)
         else:
@@ -327,6 +429,8 @@ class Keeper:
         self._is_ready = False
         self._pending.clear()
         self._theirs.clear()
+        self._their_slots.clear()
+        self._close_notes()
 
     # What the keeper says
 
@@ -342,12 +446,19 @@ class Keeper:
             self._hear(message, fds)
 
     def _hear(self, message: Message, fds: list[int]) -> None:
-        key = key_of(message)
+        key, slot = key_of(message), slot_of(message)
         match message:
             case {"type": "kept"} if key is not None and not self._is_ready:
                 self._take_up(key, message, fds)
                 return
-            case {"type": "hello", "pid": int(pid)}:
+            case {"type": "held", "meta": str(meta)} if slot and not self._is_ready:
+                self._take_up_slot(slot, meta, fds)
+                return
+            case {"type": "note"} if not self._is_ready and (note := _note(message, fds)):
+                self._notes.append(note)
+                return
+            case {"type": "hello", "pid": int(pid), "version": int(version)}:
+                self._knows_slots = version >= SLOTS_VERSION
                 self._meet(pid)
             case {"type": "kept_all"}:
                 self._hand_over()
@@ -363,40 +474,81 @@ class Keeper:
     def _take_up(self, key: Key, message: Message, fds: list[int]) -> None:
         output, pidfd = claim(message, fds)
         self._theirs[key] = message
-        if key in self._held or self._was_ready:
+        if key in self._runs or self._was_ready:
             close_all(_present(output, pidfd))
         else:
-            self._held[key] = _Held(output, pidfd, _target(message.get("log")))
+            self._runs[key] = _Run(output, pidfd, _target(message.get("log")))
+
+    def _take_up_slot(self, key: SlotKey, meta: str, fds: list[int]) -> None:
+        is_new = key not in self._slots and not self._was_ready and len(fds) == 1
+        if is_new:
+            self._slots[key] = Held(*key, meta, fds[0])
+        else:
+            close_all(fds)
+        self._their_slots[key] = is_new
 
     def _hand_over(self) -> None:
         """Bring the keeper to hold what we hold, whatever happened while it was away."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for (service, run), theirs in self._theirs.items():
-            held = self._held.get((service, run))
-            if theirs.get("pidfd") and (held is None or held.pidfd is None):
-                self._pending.append({"type": "release", "service": service, "run": run})
-        self._pending.extend(key for key, held in self._held.items() if self._is_missing(key, held))
+        for (service, number), theirs in self._theirs.items():
+            ours = self._runs.get((service, number))
+            if theirs.get("pidfd") and (ours is None or ours.pidfd is None):
+                self._pending.append({"type": "release", "service": service, "run": number})
+        self._pending.extend(key for key, run in self._runs.items() if self._is_missing(key, run))
         self._pending.extend({"type": "watch", "service": service} for service in self._watched)
+        self._hand_over_slots()
         self._theirs.clear()
         self._is_ready = self._was_ready = True
         self._ready_at_s = self._loop.time()
         if self._first is not None and not self._first.done():
-            self._set_first([_kept(key, held) for key, held in self._held.items()])
+            kept = [_kept(key, run) for key, run in self._runs.items()]
+            held = [msgspec.structs.replace(h, fd=os.dup(h.fd)) for h in self._slots.values()]
+            self._set_first(Found(kept, held, self._hand_out()))
+        elif self._on_notes is not None and (notes := self._hand_out()):
+            self._on_notes(notes)
+        self._close_notes()
         self._flush()
 
-    def _is_missing(self, key: Key, held: _Held) -> bool:
-        theirs = self._theirs.get(key, {})
-        lacks_output = held.output is not None and not theirs.get("output")
-        return lacks_output or (held.pidfd is not None and not theirs.get("pidfd"))
+    def _hand_over_slots(self) -> None:
+        if not self._knows_slots:
+            self._say_old()
+            return
+        # One that both hold need not be the same descriptor, unless it is theirs that we took up.
+        ours = (held for key, held in self._slots.items() if not self._their_slots.get(key))
+        self._pending.extend(ours)
+        for service, slot in self._their_slots.keys() - self._slots.keys():
+            self._pending.append({"type": "drop", "service": service, "slot": slot})
+        if self._noted_ns:
+            self._pending.append({"type": "noted", "at_mono_ns": self._noted_ns})
+        self._their_slots.clear()
 
-    def _set_first(self, kept: list[Kept]) -> None:
+    def _hand_out(self) -> list[Note]:
+        """The notes that this daemon has not had yet: a keeper that is met again tells all anew."""
+        latest_ns = self._handed_out_ns[-1] if self._handed_out_ns else 0
+        new = [note for note in self._notes if note.at_ns > latest_ns]
+        self._handed_out_ns += [note.at_ns for note in new]
+        self._notes = [note for note in self._notes if note.at_ns <= latest_ns]
+        return new
+
+    def _close_notes(self) -> None:
+        close_all(fd for note in self._notes for fd in note.fds)
+        self._notes = []
+
+    def _is_missing(self, key: Key, run: _Run) -> bool:
+        theirs = self._theirs.get(key, {})
+        lacks_output = run.output is not None and (
+            not theirs.get("output") or theirs.get("log") != _spec(run.log)
+        )
+        return lacks_output or (run.pidfd is not None and not theirs.get("pidfd"))
+
+    def _set_first(self, found: Found) -> None:
         if self._first is not None and not self._first.done():
-            self._first.set_result(kept)
+            self._first.set_result(found)
 
     def _end_output(self, key: Key, dropped: int) -> None:
-        held = self._held.get(key)
+        held = self._runs.get(key)
         if held is None or held.has_ended:
             if (
                 key not in self._unheard
@@ -414,23 +566,44 @@ class Keeper:
     # What is held, and saying so
 
     def _forget_if_done(self, key: Key) -> None:
-        if not self._held[key].fds():
-            del self._held[key]
+        if not self._runs[key].fds():
+            del self._runs[key]
 
-    def _let_go(self, held: _Held | None) -> None:
+    def _let_go(self, run: _Run | None) -> None:
+        if run is not None:
+            close_all(run.fds())
+
+    def _let_go_slot(self, key: SlotKey) -> None:
+        held = self._slots.pop(key, None)
         if held is not None:
-            close_all(held.fds())
+            os.close(held.fd)
+
+    def _say_old(self) -> None:
+        if self._slots and not self._is_old_said:
+            self._is_old_said = True
+            self._log(
+                f"keeper {self._pid} is of an older version and holds no sockets and no stored "
+                "descriptors: they are lost if this registry is killed. To have it replaced, end it "
+                f"(kill -9 {self._pid}); nothing is lost by that"
+            )
 
     def _limit_ended(self) -> None:
         if self._is_ready:
             return
-        ended = [key for key, held in self._held.items() if held.pidfd is None]
+        ended = [key for key, held in self._runs.items() if held.pidfd is None]
         for key in ended[: max(0, len(ended) - ENDED_MAX)]:
             self._log(f"output of {key[0]}, run {key[1]}, is lost: no keeper for {ENDED_MAX} runs")
-            self._let_go(self._held.pop(key))
+            self._let_go(self._runs.pop(key))
 
-    def _post(self, item: Message | Key) -> None:
-        """Send a message, or the keep of a run. While no keeper is there it follows from the state."""
+    def _post_of_slots(self, item: Message | Held) -> None:
+        if self._is_ready and not self._knows_slots:
+            self._say_old()
+        else:
+            self._post(item)
+
+    def _post(self, item: Message | Key | Held) -> None:
+        """Send a message, or the keep of a run, or the hold of a slot. While no keeper is there it
+        follows from the state."""
         if not self._is_ready:
             return
         self._pending.append(item)
@@ -461,18 +634,26 @@ class Keeper:
             self._pending.popleft()
         return True
 
-    def _compose(self, item: Message | Key) -> tuple[Message, list[int]]:
-        """The message as things are now: a waiting keep must not name a descriptor closed since."""
+    def _compose(self, item: Message | Key | Held) -> tuple[Message, list[int]]:
+        """The message as things are now: it must not name a descriptor closed since."""
         if isinstance(item, dict):
             return item, []
-        held = self._held.get(item)
-        if held is None:
+        if isinstance(item, Held):
+            return self._compose_hold(item)
+        run = self._runs.get(item)
+        if run is None:
             return {}, []
         message: Message = {"type": "keep", "service": item[0], "run": item[1]}
-        message["output"] = held.output is not None
-        message["pidfd"] = held.pidfd is not None
-        message["log"] = None if held.log is None else msgspec.to_builtins(held.log)
-        return message, held.fds()
+        message["output"] = run.output is not None
+        message["pidfd"] = run.pidfd is not None
+        message["log"] = _spec(run.log)
+        return message, run.fds()
+
+    def _compose_hold(self, held: Held) -> tuple[Message, list[int]]:
+        if self._slots.get((held.service, held.slot)) is not held:
+            return {}, []
+        message: Message = {"type": "hold", "service": held.service, "slot": held.slot}
+        return {**message, "meta": held.meta}, [held.fd]
 
 
 def _present(*fds: int | None) -> list[int]:
@@ -483,7 +664,25 @@ def _target(spec: object) -> LogTarget | None:
     return None if spec is None else msgspec.convert(spec, LogTarget)
 
 
-def _kept(key: Key, held: _Held) -> Kept:
-    output = None if held.output is None else os.dup(held.output)
-    pidfd = None if held.pidfd is None else os.dup(held.pidfd)
-    return Kept(*key, output, pidfd, held.log)
+def _spec(log: LogTarget | None) -> object:
+    return None if log is None else msgspec.to_builtins(log)
+
+
+def _kept(key: Key, run: _Run) -> Kept:
+    output = None if run.output is None else os.dup(run.output)
+    pidfd = None if run.pidfd is None else os.dup(run.pidfd)
+    return Kept(*key, output, pidfd, run.log)
+
+
+def _note(message: Message, fds: list[int]) -> Note | None:
+    match message:
+        case {
+            "service": str(service),
+            "pid": int(pid),
+            "uid": int(uid),
+            "session": int(session),
+            "at_mono_ns": int(at_ns),
+            "text": str(text),
+        }:
+            return Note(service, pid, uid, session, at_ns, text.encode("latin-1"), tuple(fds))
+    return None

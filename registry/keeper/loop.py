@@ -2,7 +2,8 @@
 
 Nothing but bytes and descriptors is kept, and nothing is decided: what a run or a service is, only
 the daemon knows. No trouble with one service reaches another, and none ends the keeper. It ends
-when no daemon is connected, every output has ended and no pidfd is left: then nothing needs it.
+when no daemon is connected, every output has ended, no pidfd is left, and either no slot is held or
+the last daemon has left for good: then nothing needs it.
 
 An output has ended when no process holds its FIFO open for writing. A FIFO that nobody has opened
 for writing yet looks the same to a read, so the daemon holds it open read-write until after the
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from functools import partial
 
 from registry.keeper.protocol import (
+    SLOTS_VERSION,
     VERSION,
     Channel,
     Key,
@@ -31,7 +33,9 @@ from registry.keeper.protocol import (
     is_trusted,
     key_of,
     peer_uid,
+    slot_of,
 )
+from registry.keeper.slots import Composed, Slots
 from registry.logs.compress import Compression, waiting
 from registry.logs.files import CHUNK, LockedError, LogFile
 
@@ -81,7 +85,8 @@ class Loop:
         self._locked: set[Key] = set()
         self._locked_due = 0.0
         self._client: Channel | None = None
-        self._outbox: list[tuple[str, Key | None]] = []
+        self._slots = Slots(self._selector, say)
+        self._outbox: list[Callable[[], Composed]] = []
         self._watched: set[str] = set()
         self._grown: dict[str, None] = {}
         self._has_left = True
@@ -92,12 +97,13 @@ class Loop:
     def is_keeping(self) -> bool:
         """Whether something would be lost if the keeper ended now.
 
-        To a daemon that has left, an output that ended is of no interest; to one that died, it is.
+        To a daemon that has left for good, an output that ended is of no interest, nor is what is
+        held for its services; to one that died, or whose services live on, both are.
         """
-        return any(
-            entry.fds() or (entry.is_unheard and not self._has_left)
-            for entry in self._entries.values()
-        )
+        if any(entry.fds() for entry in self._entries.values()):
+            return True
+        is_missed = any(entry.is_unheard for entry in self._entries.values()) or bool(self._slots)
+        return is_missed and not self._has_left
 
     def run(self) -> None:
         """Serve until nothing needs it."""
@@ -156,6 +162,7 @@ class Loop:
         if self._client is not None:
             self._dismiss(self._client)
         self._client = client
+        self._slots.read(False)
         self._has_left = False
         self._selector.register(client, selectors.EVENT_READ, partial(self._hear, client))
 
@@ -171,6 +178,7 @@ class Loop:
             self._selector.unregister(self._client)
             self._client.close()
         self._client = None
+        self._slots.read(True)
         self._outbox.clear()
         self._watched.clear()
         self._grown.clear()
@@ -193,17 +201,24 @@ class Loop:
             self._hear(client)
 
     def _obey(self, message: Message, fds: list[int]) -> None:
-        key = key_of(message)
+        key, slot = key_of(message), slot_of(message)
         match message["type"]:
             case "keep" if key is not None:
                 self._keep(key, message, fds)
                 return
+            case "hold" if slot is not None:
+                self._slots.hold(slot, str(message.get("meta", "")), fds)
+                return
+            case "drop" if slot is not None:
+                self._slots.drop(slot)
+            case "noted" if isinstance(at_ns := message.get("at_mono_ns"), int):
+                self._slots.noted(at_ns)
             case "release" if key is not None:
                 self._release(key)
             case "heard" if key is not None:
                 self._heard(key)
             case "leave":
-                self._has_left = True
+                self._has_left = message.get("keep") is not True
             case "watch":
                 # Said to have grown at once: it may have, before this message was read.
                 self._watched.add(service := str(message.get("service")))
@@ -211,15 +226,22 @@ class Loop:
             case "unwatch":
                 self._watched.discard(str(message.get("service")))
             case "hello":
-                self._greet()
+                self._greet(message.get("version"))
             case other:
                 self._say(f"ignored a message of type {str(other)[:40]!r}")
         close_all(fds)
 
-    def _greet(self) -> None:
-        kept: list[tuple[str, Key | None]] = [("kept", key) for key in self._entries]
-        ended = [("output_ended", key) for key, entry in self._entries.items() if entry.is_unheard]
-        self._outbox = [("hello", None), *kept, ("kept_all", None), *ended]
+    def _greet(self, version: object) -> None:
+        knows_slots = isinstance(version, int) and version >= SLOTS_VERSION
+        ended = [key for key, entry in self._entries.items() if entry.is_unheard]
+        self._outbox = [
+            _hello,
+            *(partial(self._compose, "kept", key) for key in self._entries),
+            *(self._slots.composers() if knows_slots else ()),
+            _kept_all,
+            *(partial(self._compose, "output_ended", key) for key in ended),
+        ]
+        self._slots.read(not knows_slots)  # who does not know of them does not read them either
 
     def _tell(self) -> None:
         client = self._client
@@ -238,8 +260,8 @@ class Loop:
 
     def _send_outbox(self, client: Channel) -> bool:
         sent = 0
-        for kind, key in self._outbox:
-            message, fds = self._compose(kind, key)
+        for compose in self._outbox:
+            message, fds = compose()
             if message and not client.send(message, fds):
                 break
             sent += 1
@@ -253,10 +275,8 @@ class Loop:
             del self._grown[service]
         return True
 
-    def _compose(self, kind: str, key: Key | None) -> tuple[Message, list[int]]:
+    def _compose(self, kind: str, key: Key) -> Composed:
         """The message as things are now, as it may have waited for a slow client; or nothing."""
-        if key is None:
-            return {"type": kind, "version": VERSION, "pid": os.getpid()}, []
         entry = self._entries.get(key)
         if entry is None:
             return {}, []
@@ -387,7 +407,7 @@ class Loop:
         self._close_output(key, entry)
         entry.is_unheard = True
         if self._client is not None:
-            self._outbox.append(("output_ended", key))
+            self._outbox.append(partial(self._compose, "output_ended", key))
 
     def _close_output(self, key: Key, entry: Entry) -> None:
         if entry.output is None:
@@ -434,6 +454,14 @@ class Loop:
         """Leave the log's files as they are until the next rotation."""
         self._to_compress.pop(path, None)
         self._say(f"could not compress a rotated file of {path}: {why}")
+
+
+def _hello() -> Composed:
+    return {"type": "hello", "version": VERSION, "pid": os.getpid()}, []
+
+
+def _kept_all() -> Composed:
+    return {"type": "kept_all"}, []
 
 
 def _is_usable(path: str) -> bool:

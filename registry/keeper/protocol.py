@@ -5,13 +5,27 @@ protocol only grows: unknown messages and unknown keys are ignored. Both sides a
 the socket's mode is 0600, and the peer's uid, told by the kernel, must be ours or root's.
 
 daemon to keeper: hello {version}, keep {service, run, output, pidfd, log}, release {service, run},
-heard {service, run}, watch {service}, unwatch {service}, leave.
-keeper to daemon: hello {version, pid}, kept {service, run, output, pidfd, log}, kept_all,
-grew {service}, output_ended {service, run, dropped}, replaced.
+heard {service, run}, watch {service}, unwatch {service}, hold {service, slot, meta} with one
+descriptor, drop {service, slot}, noted {at_mono_ns}, leave {keep}.
+keeper to daemon: hello {version, pid}, kept {service, run, output, pidfd, log}, held {service, slot,
+meta} with one descriptor, note {service, pid, uid, session, at_mono_ns, text} with those that came
+with it, kept_all, grew {service}, output_ended {service, run, dropped}, replaced.
 "output" and "pidfd" are true where that descriptor comes along, in this order. "log" is null or
-{path, size_max, files_max}. The keeper answers a hello with its hello, each kept, kept_all, and an
-output_ended for each output that ended and of which no daemon has said that it heard. "leave" is the
-last word of a daemon that ends orderly: it wants to be told nothing more.
+{path, size_max, files_max}. The keeper answers a hello with its hello, each kept, each held, each
+note, kept_all, and an output_ended for each output that ended and of which no daemon has said that it
+heard. "leave" is the last word of a daemon that ends orderly: it wants to be told nothing more, and
+what is held for its services is needed no more, unless "keep" is true: then they live on.
+
+A slot is a name within a service: "notify" is its notification socket (AF_UNIX, SOCK_DGRAM, with
+SO_PASSCRED), "listen:NAME" a listening socket, "stored:N" what the service has stored; "meta" is free
+text of the daemon's. Another hold of the same slot replaces the first. While no daemon is connected
+the keeper reads the notification sockets: each message is a note. "session" is the sender's, looked
+up when the message was read, 0 where the sender was gone; "at_mono_ns" is CLOCK_BOOTTIME at that
+moment, different for every note and rising over all services; "text" has one character a byte
+(latin-1). Notes are sent to each daemon that connects, in order, until one says by "noted" that those
+up to this moment are committed.
+
+Version 1 has neither slots nor notes: nothing of them is sent to it.
 Standard library only: the keeper, which imports this, must stay small.
 """
 
@@ -24,19 +38,31 @@ import struct
 from array import array
 from collections.abc import Callable, Iterable
 
-VERSION = 1
+VERSION = 2
+
+SLOTS_VERSION = 2
+"""The first version that has slots and notes."""
+
+NOTIFY = "notify"
+"""The slot of a service's notification socket."""
+
+META_MAX = 1024
+"""Characters of a slot's `meta` at most."""
 
 LINE_MAX = 1 << 16
 """Bytes of one message at most."""
 
-FDS_MAX = 32
-"""Descriptors that come with one message at most; version 1 sends two."""
+FDS_MAX = 64
+"""Descriptors that come with one message at most; version 1 sends two and takes 32."""
 
-_CLOEXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+CLOEXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+"""The flag of recvmsg by which no received descriptor is ever inherited; 0 where there is none."""
 
 Message = dict[str, object]
 Key = tuple[str, int]
 """A service's name and the number of its run."""
+SlotKey = tuple[str, str]
+"""A service's name and one of its slots."""
 
 
 class Channel:
@@ -89,10 +115,10 @@ class Channel:
         try:
             # Not socket.recv_fds: before Python 3.12 it drops the flags, and with them CLOEXEC.
             space = socket.CMSG_SPACE(FDS_MAX * array("i").itemsize)
-            data, ancillary, flags, _ = self._sock.recvmsg(LINE_MAX, space, _CLOEXEC)
+            data, ancillary, flags, _ = self._sock.recvmsg(LINE_MAX, space, CLOEXEC)
         except BlockingIOError:
             return []
-        self._fds += _descriptors(ancillary)
+        self._fds += descriptors(ancillary)
         if flags & socket.MSG_CTRUNC:
             raise ConnectionError("descriptors were lost on the way: too many open files")
         if not data:
@@ -128,12 +154,13 @@ class Channel:
         self._fds = []
 
 
-def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """Those that came with a message; the caller's to close."""
     fds = array("i")
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    if not _CLOEXEC:
+    if not CLOEXEC:
         for fd in fds:
             os.set_inheritable(fd, False)
     return list(fds)
@@ -151,6 +178,14 @@ def key_of(message: Message) -> Key | None:
     if not isinstance(service, str) or not isinstance(run, int):
         return None
     return service, run
+
+
+def slot_of(message: Message) -> SlotKey | None:
+    """The slot that `message` is about; None where it does not name one."""
+    service, slot = message.get("service"), message.get("slot")
+    if not isinstance(service, str) or not isinstance(slot, str):
+        return None
+    return service, slot
 
 
 def claim(message: Message, fds: list[int]) -> tuple[int | None, int | None]:

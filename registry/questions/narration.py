@@ -10,6 +10,12 @@ from registry.core.lifecycle import Reason, State
 INFO, WARN, ERROR = "INFO", "WARN", "ERROR"
 Line = tuple[str, str]
 
+_WAITS = "waits for what it depends on"
+_WHY_RESTARTED = {
+    Reason.DEPENDENCY: ": it follows what it depends on",
+    Reason.REDEFINED: ": it is declared differently",
+}
+
 
 def narrate(record: ev.Record) -> Line | None:
     """The log line of a committed event, or None."""
@@ -34,10 +40,29 @@ def narrate(record: ev.Record) -> Line | None:
             )
         case ev.StartTimedOut():
             return WARN, f"{name} not ready within {event.timeout_s:g} s, stopping it"
+        case ev.StopAnnounced():
+            return INFO, f"{name} says that it stops"
+        case ev.StopTimedOut():
+            return (
+                WARN,
+                f"{name} said that it stops, and did not within {event.timeout_s:g} s, stopping it",
+            )
+        case ev.MemoryExceeded():
+            return WARN, f"{name} holds more memory than its memory_max, restarting..."
+        case ev.RequestDone() if event.error is not None:
+            return WARN, f"{name}: {event.error}"
+        case ev.StartRequested() | ev.RestartRequested() | ev.RestartDue() if (
+            event.reason is Reason.WAITING
+        ):
+            return INFO, f"{name} {_WAITS}"
+        case ev.StopRequested() if event.dest in (State.STARTING, State.RUNNING):
+            return INFO, f"{name} stops once those that depend on it have stopped"
+        case ev.DependentsGone():
+            return INFO, f"Stopping {name}"
         case ev.StopRequested() if event.dest is State.STOPPING:
             return INFO, f"Stopping {name}"
         case ev.RestartRequested():
-            return INFO, f"Restarting {name}"
+            return INFO, f"Restarting {name}{_WHY_RESTARTED.get(event.reason, '')}"
         case ev.Exited() | ev.Lost():
             return _ended(name, event)
         case ev.GroupEmptied():
@@ -83,5 +108,6 @@ def exit_words(event: ev.Exited) -> str:
 def _emptied(name: str | None, event: ev.GroupEmptied) -> Line | None:
     killed = f" ({event.killed} of its processes needed SIGKILL)" if event.killed else ""
     if event.dest is State.STOPPED:
-        return INFO, f"Stopped {name}{killed}"
+        waits = f": it {_WAITS}" if event.reason is Reason.WAITING else ""
+        return INFO, f"Stopped {name}{killed}{waits}"
     return (WARN, f"{name}: the rest of its group is gone{killed}") if killed else None

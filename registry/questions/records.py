@@ -5,6 +5,7 @@ Keys are always present; what there is nothing to say of is null. Times are RFC 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +13,7 @@ import msgspec
 
 from registry.core.events import Actor, Moved, Record
 from registry.core.service import LastExit, Service
+from registry.questions.waiting import waiting_for
 
 _NS = 1_000_000_000
 
@@ -77,8 +79,8 @@ def check_health(service: Service, check: str) -> str:
     return "healthy" if state.healthy else "unhealthy"
 
 
-def service_record(service: Service) -> ServiceRecord:
-    """The record of a service as of the projection that it is from."""
+def service_record(service: Service, services: Mapping[str, Service]) -> ServiceRecord:
+    """The record of a service as of the projection with these `services`."""
     at_ns = service.restart_at_ns
     return ServiceRecord(
         name=service.name,
@@ -90,7 +92,7 @@ def service_record(service: Service) -> ServiceRecord:
         run=service.run or None,
         health=health(service),
         restarts=service.restarts,
-        waiting_for=None,
+        waiting_for=waiting_for(service, services),
         next_restart_at=rfc3339(at_ns) if at_ns is not None else None,
     )
 

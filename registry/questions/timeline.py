@@ -69,12 +69,18 @@ _REQUESTS = {
     "autostart": " by its definition (autostart)",
     "shutdown": " for the shutdown",
     "removed": ": it is no longer defined",
+    "waiting": " (waits for what it depends on)",
+    "required": " (needed by one that was started)",
+    "dependency": " (follows one that it depends on)",
+    "redefined": " (it is defined differently)",
 }
 
 
 def _requested(event: EventRecord, _data: _Data) -> str:
     verb = event.type.removesuffix("_requested")
-    return f"{verb} requested{_REQUESTS.get(event.reason or '', '')}"
+    held = event.type == "stop_requested" and event.dest in ("Starting", "Running")
+    later = " (once those that depend on it have stopped)" if held else ""
+    return f"{verb} requested{_REQUESTS.get(event.reason or '', '')}{later}"
 
 
 def _spawned(event: EventRecord, data: _Data) -> str:
@@ -87,6 +93,49 @@ def _spawn_failed(_event: EventRecord, data: _Data) -> str:
 
 def _became_ready(event: EventRecord, _data: _Data) -> str:
     return f"ready (run {event.run})"
+
+
+def _dependencies_met(_event: EventRecord, _data: _Data) -> str:
+    return "what it waited for is as it needs it"
+
+
+def _dependents_gone(_event: EventRecord, _data: _Data) -> str:
+    return "those that depend on it have stopped"
+
+
+def _stop_announced(event: EventRecord, _data: _Data) -> str:
+    return f"said that it stops (run {event.run})"
+
+
+def _stop_timed_out(event: EventRecord, data: _Data) -> str:
+    within = f"within {data['timeout_s']:g} s"
+    return f"said that it stops, and did not {within} (run {event.run})"
+
+
+def _memory_exceeded(event: EventRecord, data: _Data) -> str:
+    held, allowed = (f"{data[key] / (1 << 20):.0f}" for key in ("bytes", "memory_max"))
+    return f"held {held} MiB of memory, more than its {allowed} (run {event.run})"
+
+
+def _main_changed(event: EventRecord, data: _Data) -> str:
+    return f"its main process is pid {data['pid']} from here on (run {event.run})"
+
+
+def _timeout_extended(event: EventRecord, _data: _Data) -> str:
+    return f"asked for more time (run {event.run})"
+
+
+def _watchdog_changed(event: EventRecord, data: _Data) -> str:
+    return f"its heartbeat is due every {data['interval_s']:g} s (run {event.run})"
+
+
+def _signal_requested(_event: EventRecord, data: _Data) -> str:
+    return f"{data['signal']} requested"
+
+
+def _request_done(_event: EventRecord, data: _Data) -> str:
+    error = data.get("error")
+    return f"could not be done: {error}" if error else "done"
 
 
 def _start_timed_out(event: EventRecord, data: _Data) -> str:
@@ -137,8 +186,16 @@ def _output_ended(event: EventRecord, data: _Data) -> str:
 
 
 def _group_emptied(event: EventRecord, data: _Data) -> str:
-    killed = data.get("killed", 0)
-    return f"nothing is left of run {event.run}" + (f", {killed} killed" if killed else "")
+    killed = f", {data['killed']} killed" if data.get("killed") else ""
+    return f"nothing is left of run {event.run}{killed}{_waits(event)}"
+
+
+def _restart_due(event: EventRecord, _data: _Data) -> str:
+    return f"restart due{_waits(event)}"
+
+
+def _waits(event: EventRecord) -> str:
+    return ", waits for what it depends on" if event.reason == "waiting" else ""
 
 
 def _restart_scheduled(_event: EventRecord, data: _Data) -> str:
@@ -187,6 +244,16 @@ _WORDS: dict[str, Callable[[EventRecord, _Data], str]] = {
     "spawned": _spawned,
     "spawn_failed": _spawn_failed,
     "became_ready": _became_ready,
+    "dependencies_met": _dependencies_met,
+    "dependents_gone": _dependents_gone,
+    "stop_announced": _stop_announced,
+    "stop_timed_out": _stop_timed_out,
+    "memory_exceeded": _memory_exceeded,
+    "main_changed": _main_changed,
+    "timeout_extended": _timeout_extended,
+    "watchdog_changed": _watchdog_changed,
+    "signal_requested": _signal_requested,
+    "request_done": _request_done,
     "start_timed_out": _start_timed_out,
     "became_unhealthy": _became_unhealthy,
     "became_healthy": _became_healthy,
@@ -196,7 +263,8 @@ _WORDS: dict[str, Callable[[EventRecord, _Data], str]] = {
     "output_ended": _output_ended,
     "group_emptied": _group_emptied,
     "restart_scheduled": _restart_scheduled,
+    "restart_due": _restart_due,
     "gave_up": _gave_up,
     "adopted": _adopted,
 }
-"""The other types are told by their names: registry stopped, defined, redefined, removed, restart due."""
+"""The other types are told by their names: registry stopped, defined, redefined, removed, reload requested."""

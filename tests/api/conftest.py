@@ -80,7 +80,7 @@ PARAMS: dict[str, type[Params]] = {
 }
 
 ACTIONS = {
-    name: Action(name, params, Role.SERVICE if name == "heartbeat" else Role.OWNER, "", "")
+    name: Action(name, params, Role.SERVICE if name == "heartbeat" else Role.ADMIN, "", "")
     for name, params in PARAMS.items()
 }
 

@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from registry import client as client_module
-from registry.api.actions import CommandParams
+from registry.api.actions import ACTIONS, CommandParams, ReloadParams
 from registry.client import AsyncClient, Client, NotRunning, RegistryError, default_socket
 
 
@@ -26,7 +26,7 @@ def test_the_default_socket_is_the_environment_s(monkeypatch):
 
 
 def test_the_wait_of_a_command_is_what_its_parameters_say():
-    assert CommandParams("x").timeout == client_module.WAIT_S
+    assert CommandParams("x").timeout == ReloadParams("x").timeout == client_module.WAIT_S
 
 
 def test_importing_it_loads_neither_asyncio_nor_msgspec():
@@ -144,7 +144,27 @@ def test_a_request_that_waits_is_given_its_time_on_top(monkeypatch, short_dir):
         ask_somebody_silent(short_dir, service="x", wait=True, timeout="soon")
 
 
-def ask_somebody_silent(folder, **params):
+def test_the_actions_that_wait_by_themselves_are_those_whose_parameters_say_so():
+    waiting = [name for name, action in ACTIONS.items() if _default(action.params, "wait") is True]
+    assert list(client_module._WAITING) == waiting
+
+
+def test_a_request_that_waits_by_itself_is_given_its_time_on_top(monkeypatch, short_dir):
+    monkeypatch.setattr(client_module, "WAIT_S", 0.2)
+    with pytest.raises(RegistryError, match=r"within 0\.25 s"):
+        ask_somebody_silent(short_dir, action="reload", service="x")
+    with pytest.raises(RegistryError, match=r"within 0\.05 s"):
+        ask_somebody_silent(short_dir, action="reload", service="x", wait=False)
+
+
+def _default(params, name):
+    fields = dict(
+        zip(params.__struct_fields__[::-1], params.__struct_defaults__[::-1], strict=False)
+    )
+    return fields.get(name)
+
+
+def ask_somebody_silent(folder, action="restart", **params):
     path = str(folder / "silent")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
@@ -152,7 +172,7 @@ def ask_somebody_silent(folder, **params):
         listener.listen()
         try:
             with Client(path, timeout_s=0.05) as client:
-                client.call("restart", **params)
+                client.call(action, **params)
         finally:
             os.unlink(path)
 

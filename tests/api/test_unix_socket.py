@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import grp
 import os
+import pwd
 import socket
 import stat
 import struct
@@ -152,10 +154,36 @@ def test_a_listener_that_answers_nobody_is_held_all_the_same(short_dir, monkeypa
 def test_large_user_numbers_are_read_unsigned():
     class Large(socket.socket):
         def getsockopt(self, level, name, size=None):
+            if name == 59:  # SO_PEERGROUPS
+                return struct.pack("=2I", 4294967292, 4)
             return struct.pack("=iII", 0, 4294967290, 4294967291)
 
     with Large(socket.AF_UNIX) as sock:
-        assert peer_of(sock) == Peer(4294967290, 4294967291, None, None)
+        groups = frozenset((4294967292, 4))
+        assert peer_of(sock) == Peer(4294967290, 4294967291, None, None, groups)
+
+
+@pytest.mark.platform("linux")
+def test_a_peer_s_groups_are_those_that_its_process_has():
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    with ours, theirs:
+        assert peer_of(ours).groups == frozenset(os.getgroups())
+
+
+def test_where_the_kernel_does_not_say_its_groups_they_are_those_of_its_user(monkeypatch):
+    class Old(socket.socket):
+        def getsockopt(self, level, name, size=None):
+            if name == 59:
+                raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+            return struct.pack("=iII", 0, uid, 5)
+
+    groups = {(pwd.getpwuid(os.getuid()).pw_name, 5): [5, 6]}
+    monkeypatch.setattr(os, "getgrouplist", lambda name, gid: groups[name, gid])
+    uid, nameless = os.getuid(), 4294967290
+    with Old(socket.AF_UNIX) as sock:
+        assert peer_of(sock).groups == frozenset((5, 6))
+        uid = nameless
+        assert peer_of(sock).groups == frozenset()
 
 
 def test_the_peer_is_known_without_so_peercred(monkeypatch):
@@ -167,4 +195,5 @@ def test_the_peer_is_known_without_so_peercred(monkeypatch):
 
     monkeypatch.delattr(socket, "SO_PEERCRED", raising=False)
     with Darwin(socket.AF_UNIX) as sock:
-        assert peer_of(sock) == Peer(uid=501, gid=20, pid=999_999_999, program=None)
+        groups = frozenset((20, 12))
+        assert peer_of(sock) == Peer(uid=501, gid=20, pid=999_999_999, program=None, groups=groups)

@@ -21,6 +21,27 @@ def test_the_help_of_every_command_has_examples(circlectl, name) -> None:
     assert "--json" in ended.out
 
 
+SELECTING = [
+    "start",
+    "stop",
+    "restart",
+    "reset",
+    "signal",
+    "reload",
+    "check",
+    "status",
+    "health",
+    "logs",
+]
+
+
+@pytest.mark.parametrize("name", SELECTING)
+def test_the_help_says_what_a_name_may_mean(circlectl, name) -> None:
+    said = " ".join(circlectl(name, "--help").out.split())
+    assert "web for web@1 and web@2" in said
+    assert "tag:TAG for all that have the tag, or all." in said
+
+
 def test_the_help_documents_every_exit_status(circlectl) -> None:
     ended = circlectl("--help")
     assert ended.status == 0
@@ -57,6 +78,8 @@ def test_a_registry_that_is_not_there_is_one_sentence(circlectl, short_dir) -> N
         ("no_permission", 77),
         ("invalid_params", 2),
         ("unknown_service", 4),
+        ("not_running", 3),
+        ("invalid_config", 78),
         ("internal_error", 1),
     ],
 )
@@ -118,7 +141,10 @@ def test_wrong_usage_is_one_sentence_with_a_way_out(circlectl) -> None:
     ("words", "found"),
     [
         ("circlectl restart w", ["web", "worker"]),
-        ("circlectl start ", ["web", "worker", "db", "all"]),
+        ("circlectl start ", ["web", "worker", "db", "api@1", "api@2", "api", "all"]),
+        ("circlectl stop ap", ["api@1", "api@2", "api"]),
+        ("circlectl show w", ["web", "worker"]),
+        ("circlectl signal w", ["web", "worker"]),
         ("circlectl logs d", ["db"]),
         ("circlectl events --service wo", ["worker"]),
         ("circlectl sta", ["status", "start"]),
@@ -127,8 +153,17 @@ def test_wrong_usage_is_one_sentence_with_a_way_out(circlectl) -> None:
 def test_the_tab_key_knows_commands_and_services(
     fake, circlectl, record, monkeypatch, words, found
 ) -> None:
-    fake.answers["list_services"] = [[record("web"), record("worker"), record("db")]]
+    names = ("web", "worker", "db", "api@1", "api@2")
+    fake.answers["list_services"] = [list(map(record, names))]
     assert _completed(circlectl, monkeypatch, words) == found
+
+
+def test_the_tab_key_takes_an_instance_for_one_word(circlectl, monkeypatch) -> None:
+    monkeypatch.setenv("_CIRCLECTL_COMPLETE", "bash_source")
+    source = circlectl().out
+    asked = 'COMP_WORDBREAKS="=@:"\n' + source + 'echo "$COMP_WORDBREAKS"'
+    bash = ["bash", "--norc", "-c", asked]
+    assert subprocess.run(bash, capture_output=True, text=True, check=True).stdout == "=:\n"
 
 
 def test_the_tab_key_is_silent_where_there_is_no_registry(circlectl, monkeypatch) -> None:

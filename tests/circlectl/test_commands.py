@@ -1,4 +1,4 @@
-"""start, stop, restart, reset, shutdown: what they ask for, what they say, how they exit."""
+"""start, stop, restart, reset, signal, reload, shutdown: what they ask for, what they say, how they exit."""
 
 import json
 
@@ -136,6 +136,97 @@ def test_a_failure_as_json_is_a_line_on_standard_error(fake, circlectl, refusal)
     error = {"code": "partial_failure", "message": "not for every service", "data": items}
     assert json.loads(ended.err) == {"error": error}
     assert ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("dependents", "said"),
+    [
+        ([], ""),
+        (
+            ["web"],
+            "circlectl: web still runs and depends on db; "
+            "circlectl stop db --with-dependents stops it first\n",
+        ),
+        (
+            ["web", "api"],
+            "circlectl: web and api still run and depend on db; "
+            "circlectl stop db --with-dependents stops them first\n",
+        ),
+    ],
+)
+def test_stop_names_what_goes_on_without_it(fake, circlectl, dependents, said) -> None:
+    item = {"name": "db", "seq": 120, "status": "Stopping", "dependents": dependents}
+    fake.answers["stop"] = [[item]]
+    assert circlectl("stop", "db") == (0, "db: stop accepted (seq 120)\n", said)
+    assert circlectl("stop", "db", "--json") == (
+        0,
+        json.dumps([item], separators=(",", ":")) + "\n",
+        "",
+    )
+    assert "with_dependents" not in fake.requests[0]
+
+
+def test_stop_with_dependents_asks_for_them(fake, circlectl) -> None:
+    items = [{"name": name, "seq": 9, "status": "Stopping"} for name in ("web", "db")]
+    fake.answers["stop"] = [items]
+    said = "web: stop accepted (seq 9)\ndb: stop accepted (seq 9)\n"
+    assert circlectl("stop", "db", "--with-dependents") == (0, said, "")
+    assert fake.requests[0]["with_dependents"] is True
+
+
+DONE = [{"name": "web", "seq": 9, "status": "Running", "already": False}]
+
+
+def test_signal_takes_names_and_then_the_signal(fake, circlectl) -> None:
+    fake.answers["signal"] = [[*DONE, DONE[0] | {"name": "db"}]]
+    said = "web: signal HUP sent\ndb: signal HUP sent\n"
+    assert circlectl("signal", "web", "tag:x", "HUP") == (0, said, "")
+    assert fake.requests == [{"action": "signal", "service": ["web", "tag:x"], "signal": "HUP"}]
+
+
+@pytest.mark.parametrize("arguments", [[], ["web"]])
+def test_signal_without_name_or_signal_is_wrong_usage(circlectl, arguments) -> None:
+    ended = circlectl("signal", *arguments)
+    assert (ended.status, ended.out) == (2, "")
+    assert "name the services, and then the signal: circlectl signal web HUP" in ended.err
+
+
+@pytest.mark.parametrize(("arguments", "timeout_s"), [([], 60), (["--timeout", "5s"], 5)])
+def test_reload_waits_until_it_is_carried_out(fake, circlectl, arguments, timeout_s) -> None:
+    fake.answers["reload"] = [DONE]
+    assert circlectl("reload", "web", *arguments) == (0, "web: reloaded\n", "")
+    asked = {"action": "reload", "service": "web", "wait": True, "timeout": timeout_s}
+    assert fake.requests == [asked]
+
+
+def test_reload_without_a_name_tells_it_from_apply(circlectl) -> None:
+    said = (
+        "circlectl: reload takes a NAME: a service re-reads its own files. "
+        "To take up a changed services.toml: circlectl apply (see circlectl reload --help)\n"
+    )
+    assert circlectl("reload") == (2, "", said)
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("not_running", 3), ("no_reload", 1), ("request_failed", 1), ("unknown_service", 4)],
+)
+def test_a_request_that_fails_is_one_sentence(fake, circlectl, refusal, code, status) -> None:
+    fake.answers["reload"] = [refusal(code, "it is so", DONE if code == "request_failed" else None)]
+    assert circlectl("reload", "web") == (status, "", "circlectl: it is so\n")
+
+
+def test_a_request_refused_by_some_tells_each(fake, circlectl, refusal) -> None:
+    items = [_item("web"), _item("db", "not_running")]
+    fake.answers["signal"] = [refusal("partial_failure", "not for every service", items)]
+    ended = circlectl("signal", "web", "db", "HUP")
+    assert ended == (3, "web: signal accepted (seq 9)\n", "circlectl: db: no db\n")
+
+
+@pytest.mark.parametrize("arguments", [["signal", "web", "HUP"], ["reload", "web"]])
+def test_requests_as_json_are_the_answer(fake, circlectl, arguments) -> None:
+    fake.answers[arguments[0]] = [DONE]
+    assert json.loads(circlectl(*arguments, "--json").out) == DONE
 
 
 def test_shutdown_says_what_begins(fake, circlectl) -> None:

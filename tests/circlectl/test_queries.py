@@ -1,4 +1,4 @@
-"""list, status, health, version, validate: what they show, and their exit statuses."""
+"""list, status, health, check, version, validate: what they show, and their exit statuses."""
 
 import json
 import sys
@@ -134,6 +134,7 @@ def test_status_exits_4_for_an_unknown_service_and_shows_the_others(
     fake, circlectl, record, refusal
 ) -> None:
     fake.answers["status"] = [refusal("unknown_service", "there is no service 'nope'"), record()]
+    fake.answers["list_services"] = [[record(), record("nope2")]]
     ended = circlectl("status", "nope", "web")
     assert ended.status == 4
     assert ended.out.startswith("web: Running")
@@ -169,6 +170,93 @@ def test_status_all_shows_every_service(fake, circlectl, record) -> None:
     assert [request["service"] for request in fake.asked("status")] == ["web", "db"]
 
 
+@pytest.mark.parametrize("word", ["web*", "tag:front", "web@?"])
+def test_status_takes_whatever_a_word_means(fake, circlectl, record, word) -> None:
+    two = [record("web@1"), record("web@2", status="Failed")]
+    fake.answers |= {"health": [two], "status": list(two)}
+    ended = circlectl("status", word, "--json")
+    assert (ended.status, json.loads(ended.out)) == (3, two)
+    assert fake.asked("health") == [{"action": "health", "service": [word]}]
+    assert [asked["service"] for asked in fake.asked("status")] == ["web@1", "web@2"]
+
+
+def test_status_of_what_no_service_has_exits_4(fake, circlectl, refusal) -> None:
+    fake.answers["health"] = [refusal("unknown_service", "no service has the tag 'x'")]
+    assert circlectl("status", "tag:x") == (4, "", "circlectl: no service has the tag 'x'\n")
+
+
+def test_status_takes_the_name_that_instances_share(fake, circlectl, record, refusal) -> None:
+    two = [record("web@1"), record("web@2")]
+    fake.answers["status"] = [refusal("unknown_service", "there is no service 'web'"), *two]
+    fake.answers["list_services"] = [[*two, record("webmail"), record("webmail@1")]]
+    assert json.loads(circlectl("status", "web", "--json").out) == two
+
+
+def test_status_shows_a_service_once_however_often_it_is_meant(fake, circlectl, record) -> None:
+    fake.answers |= {"health": [[record()]], "status": [record()]}
+    assert circlectl("status", "web", "w*").out.count("web: Running") == 1
+
+
+def test_status_tells_what_the_run_says_holds_and_is_found_by(fake, circlectl, detailed) -> None:
+    told = {"status_text": "4 \033workers", "errno": 2, "memory": 12_345_678, "found_by": "cgroup"}
+    fake.answers["status"] = [detailed | told]
+    out = circlectl("status", "web").out
+    assert "  says      4 \\x1bworkers\n" in out
+    assert "  errno     2 (ENOENT: No such file or directory)\n" in out
+    assert "  memory    12.3 MB\n  found by  its cgroup\n" in out
+    fake.answers["status"] = [detailed | dict.fromkeys(told)]
+    out = circlectl("status", "web").out
+    assert not [label for label in ("says", "errno", "memory", "found by") if f"  {label} " in out]
+
+
+def test_status_tells_what_a_service_needs_and_how_that_is(
+    fake, circlectl, record, detailed
+) -> None:
+    detailed["definition"] |= {
+        "tags": ["front", "eu"],
+        "depends_on": [
+            {"service": "db", "condition": "ready", "restart": True},
+            {"service": "migrate", "condition": "completed", "restart": False},
+        ],
+    }
+    fake.answers["status"] = [detailed]
+    done = record("migrate", status="Stopped", reason="completed")
+    fake.answers["list_services"] = [[record("db"), done]]
+    out = circlectl("status", "web").out
+    assert "  needs     db ready, whose restarts it follows: Running\n" in out
+    assert "            migrate completed: Stopped, completed\n  tags      front, eu\n" in out
+
+
+def test_status_asks_for_no_states_that_it_does_not_show(fake, circlectl, detailed) -> None:
+    need = {"service": "db", "condition": "ready", "restart": False}
+    fake.answers["status"] = [detailed, detailed | {"definition": {"depends_on": [need]}}]
+    circlectl("status", "web")
+    circlectl("status", "web", "--json")
+    assert not fake.asked("list_services")
+
+
+def test_status_shortens_a_command_to_the_terminal(fake, circlectl, detailed, screen_at) -> None:
+    screen_at(80)
+    detailed["definition"]["cmd"] = ["java", *["-Dkey=value"] * 100]
+    fake.answers["status"] = [detailed]
+    (command,) = [line for line in circlectl("status", "web").out.splitlines() if "java" in line]
+    assert len(command) == 80
+    assert command.endswith("\u2026")
+
+
+@pytest.mark.parametrize(
+    ("changes", "detail"),
+    [
+        ({"status": "Stopped", "waiting_for": "db to be ready"}, "waiting for db to be ready"),
+        ({"wanted": "down", "waiting_for": "web to stop"}, "waiting for web to stop"),
+        ({"status": "Stopped", "reason": "completed"}, "completed"),
+    ],
+)
+def test_list_tells_what_a_service_waits_for(fake, circlectl, record, changes, detail) -> None:
+    fake.answers["list_services"] = [[record(**{"reason": "waiting", **changes})]]
+    assert circlectl("list").out.splitlines()[1].endswith(f"  {detail}")
+
+
 def test_health_has_a_line_a_check(fake, circlectl, detailed) -> None:
     fake.answers["health"] = [
         [detailed, {"name": "db", "health": None, "since": None, "checks": []}]
@@ -185,6 +273,58 @@ def test_health_asks_for_the_names_that_were_given(fake, circlectl) -> None:
     fake.answers["health"] = [[]]
     circlectl("health", "web", "db")
     assert fake.requests[0]["service"] == ["web", "db"]
+
+
+@pytest.fixture
+def results():
+    """What `check` answers: one check that succeeded, and one that did not."""
+    http = {"name": "http", "target": "http://127.0.0.1:8080/", "latency_ms": 12.345}
+    tcp = {"name": "tcp", "target": "tcp:127.0.0.1:5432", "latency_ms": 0.2}
+    return [
+        {"name": "web", "checks": [http | {"ok": True, "error": None}]},
+        {"name": "db", "checks": [tcp | {"ok": False, "error": "connection refused"}]},
+    ]
+
+
+def test_check_has_a_line_a_check_and_fails_with_one_of_them(fake, circlectl, results) -> None:
+    fake.answers["check"] = [results, results[:1]]
+    ended = circlectl("check", "web", "db")
+    header, web, db = ended.out.splitlines()
+    assert header.split() == ["NAME", "CHECK", "TARGET", "RESULT", "MS", "ERROR"]
+    assert web.split() == ["web", "http", "http://127.0.0.1:8080/", "ok", "12.3"]
+    assert db.split() == ["db", "tcp", "tcp:127.0.0.1:5432", "failed", "0.2", *db.split()[-2:]]
+    assert db.endswith("  connection refused")
+    assert ended.status == 1
+    assert circlectl("check", "web").status == 0
+    assert [asked["service"] for asked in fake.requests] == [["web", "db"], "web"]
+
+
+def test_check_as_json_fails_with_one_of_them_too(fake, circlectl, results) -> None:
+    fake.answers["check"] = [results]
+    ended = circlectl("check", "all", "--json")
+    assert (ended.status, json.loads(ended.out)) == (1, results)
+
+
+def test_check_fits_its_targets_into_the_terminal(fake, circlectl, results, screen_at) -> None:
+    screen_at(80)
+    results[0]["checks"][0]["target"] = "http://127.0.0.1:8080/" + "x" * 100 + "/healthz"
+    fake.answers["check"] = [results]
+    header, web, *db = circlectl("check", "all").out.splitlines()
+    assert "x/healthz  " in web
+    assert header.endswith("ERROR\033[0m")
+    assert max(len(_plain(line)) for line in (header, web, *db)) == 80
+    assert db[-1] == "    \u2514 connection refused"
+
+
+def test_check_takes_a_name(circlectl) -> None:
+    said = "circlectl: name the services to check, or all (see circlectl check --help)\n"
+    assert circlectl("check") == (2, "", said)
+
+
+def test_check_of_what_declares_none_is_a_failure(fake, circlectl, refusal) -> None:
+    fake.answers["check"] = [refusal("no_checks", "no health_check is declared for 'web'")]
+    said = "circlectl: no health_check is declared for 'web'\n"
+    assert circlectl("check", "web") == (1, "", said)
 
 
 @pytest.mark.parametrize("arguments", [("--json", "list"), ("list", "--json")])
@@ -204,9 +344,9 @@ def test_json_is_indented_on_a_terminal(fake, circlectl, record, screen_at) -> N
 
 
 def test_status_of_one_name_is_one_object_and_of_several_an_array(fake, circlectl, record) -> None:
-    fake.answers["status"] = [record()]
+    fake.answers["status"] = [record(), record(), record("db")]
     assert json.loads(circlectl("status", "web", "--json").out) == record()
-    assert json.loads(circlectl("status", "web", "db", "--json").out) == [record(), record()]
+    assert json.loads(circlectl("status", "web", "db", "--json").out) == [record(), record("db")]
 
 
 def test_version_tells_both_versions_and_what_the_machine_can_do(fake, circlectl) -> None:

@@ -47,6 +47,8 @@ def test_logs_come_as_they_were_written(fake, circlectl) -> None:
         (["web", "--times"], {"service": "web", "lines": 50, "stamps": True}),
         (["web", "db"], {"service": ["web", "db"], "lines": 50, "stamps": True}),
         (["all", "-n", "1"], {"service": "all", "lines": 1, "stamps": True}),
+        (["web*"], {"service": ["web*"], "lines": 50, "stamps": True}),
+        (["tag:x", "-n", "1"], {"service": ["tag:x"], "lines": 1, "stamps": True}),
     ],
 )
 def test_logs_are_the_last_lines_or_those_chosen(fake, circlectl, arguments, asked) -> None:
@@ -97,6 +99,17 @@ def test_logs_that_make_no_sense_are_wrong_usage(circlectl, arguments, words) ->
     ended = circlectl("logs", *arguments)
     assert ended.status == 2
     assert words in ended.err
+
+
+def test_lines_of_instances_have_their_names(fake, circlectl, stream) -> None:
+    page = [stamped("web@1", "one"), stamped("web@2", "two")]
+    said = "web@1 | one\nweb@2 | two\n"
+    fake.answers["logs"] = [page, page, page, page, stream([page])]
+    assert circlectl("logs", "web").out == said
+    assert circlectl("logs", "web", "--run", "-1").out == said
+    assert "#3 web@1 | one\n" in circlectl("logs", "web", "--times").out
+    assert json.loads(circlectl("logs", "web", "--json").out) == page
+    assert circlectl("logs", "web", "-f").out == said
 
 
 def test_last_words_are_the_last_line_that_says_something(fake, circlectl, event) -> None:

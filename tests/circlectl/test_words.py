@@ -30,6 +30,21 @@ def test_an_age_is_told_in_its_two_largest_units(passed_s: int, said: str) -> No
     assert words.age(SINCE, THEN + timedelta(seconds=passed_s)) == said
 
 
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (12_345_678, "12.3 MB"),
+        (999_600, "1 MB"),
+        (5 * 10**9, "5 GB"),
+        (1234 * 10**12, "1234 TB"),
+    ],
+)
+def test_a_size_has_three_digits_and_a_unit(count: int, said: str) -> None:
+    assert words.size(count) == said
+
+
 def test_a_service_that_has_no_time_has_no_age() -> None:
     assert words.age(None, THEN) == "-"
 

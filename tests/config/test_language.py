@@ -9,14 +9,26 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from registry.config import Config, Durability, JournalSettings, RegistrySettings, load
+from registry.config import (
+    AccessSettings,
+    Config,
+    Durability,
+    Hook,
+    JournalSettings,
+    RegistrySettings,
+    load,
+)
 from registry.core.definition import (
     Check,
     Definition,
+    Limits,
     Logs,
     OnFailure,
     Policy,
+    Ready,
+    Reload,
     Restart,
+    Socket,
     Stop,
 )
 
@@ -125,6 +137,49 @@ def test_the_root_of_a_file_that_is_in_no_etc_is_its_own_folder(root: Path):
         ),
         ("logs = { dir = '/l', size_max = '4KiB' }", "logs", Logs("/l", 4096)),
         ("logs = { dir = '/l', size_max = 5000 }", "logs", Logs("/l", 5000)),
+        ('ready = "notify"', "ready", Ready.NOTIFY),
+        ('ready = "health"\nhealth_check = "cmd:x"', "ready", Ready.HEALTH),
+        ("", "ready", None),
+        ("oneshot = true", "oneshot", True),
+        ("oneshot = true", "restart", Restart(Policy.NEVER)),
+        ('oneshot = true\nrestart.delay = "1s"', "restart", Restart(Policy.NEVER, 1.0)),
+        ('oneshot = true\nrestart = "OnFailure"', "restart", Restart(Policy.ON_FAILURE)),
+        ('oneshot = true\nready = "spawn"', "ready", Ready.SPAWN),
+        ('restart.memory_max = "1GB"', "restart", Restart(memory_max=10**9)),
+        ('tags = ["front", "eu.1"]', "tags", ("front", "eu.1")),
+        (
+            'sockets = { http = "127.0.0.1:8080", six = "[::1]:443", name = "my-host.example:1", admin = "unix:/s" }',
+            "sockets",
+            (
+                Socket("http", "127.0.0.1:8080"),
+                Socket("six", "[::1]:443"),
+                Socket("name", "my-host.example:1"),
+                Socket("admin", "unix:/s"),
+            ),
+        ),
+        ('reload = "HUP"', "reload", Reload("SIGHUP")),
+        ('reload = { signal = "SIGUSR1" }', "reload", Reload("SIGUSR1")),
+        ('reload = ["nginx", "-s", "reload"]', "reload", Reload(cmd=("nginx", "-s", "reload"))),
+        ('reload = { cmd = ["/bin/r"] }', "reload", Reload(cmd=("/bin/r",))),
+        (
+            'limits = { nofile = 65536, core = "unlimited", stack = "8MiB", data = 0, cpu = "5m", '
+            'memory_max = "512MB", cpu_max = 1.5, pids_max = 200 }',
+            "limits",
+            Limits(
+                {"nofile": 65536, "core": None, "stack": 8 * 2**20, "data": 0, "cpu": 300},
+                512_000_000,
+                1.5,
+                200,
+            ),
+        ),
+        ('limits = { memory_max = "unlimited", cpu_max = 2 }', "limits", Limits(cpu_max=2.0)),
+        ("groups = []", "groups", ()),
+        ('groups = ["adm", 5]', "groups", ("adm", "5")),
+        ("nice = -20", "nice", -20),
+        ("oom_score_adj = 1000", "oom_score_adj", 1000),
+        ("no_new_privs = true", "no_new_privs", True),
+        ("capabilities = []", "capabilities", ()),
+        ('capabilities = ["CAP_NET_RAW"]', "capabilities", ("CAP_NET_RAW",)),
     ],
 )
 def test_a_key_comes_to(one: Callable[[str], Definition], keys: str, field: str, value: object):
@@ -152,6 +207,11 @@ def test_relative_paths_start_at_the_root_and_a_bare_program_stays_bare(read: Re
         ("cmd:test  -s 'a b'", "cmd:test  -s 'a b'"),
         ("cmd:./bin/check 'a b' c", "cmd:{root}/bin/check 'a b' c"),
         ("cmd:/bin/check  x", "cmd:/bin/check  x"),
+        ("tcp:127.0.0.1:6379", "tcp:127.0.0.1:6379"),
+        ("tcp:[::1]:80", "tcp:[::1]:80"),
+        ("tcp:db.internal:5432", "tcp:db.internal:5432"),
+        ("http+unix:/a.sock:/", "http+unix:/a.sock:/"),
+        ("http+unix:run/a.sock:/h?u=x:/y", "http+unix:{root}/run/a.sock:/h?u=x:/y"),
     ],
 )
 def test_a_target_is_kept_with_its_paths_absolute(
@@ -164,18 +224,20 @@ def test_a_target_is_kept_with_its_paths_absolute(
 def test_a_check_has_all_its_keys(one: Callable[[str], Definition]):
     keys = (
         'health_check = { name = "n", target = "heartbeat:", interval = "1s", timeout = 2, '
-        'failures = 4, successes = 5, on_failure = "report" }'
+        'failures = 4, successes = 5, on_failure = "report", signal = "ABRT" }'
     )
-    assert one(keys).checks == (Check("n", "heartbeat:", 1, 2, 4, 5, OnFailure.REPORT),)
+    assert one(keys).checks == (
+        Check("n", "heartbeat:", 1, 2, 4, 5, OnFailure.REPORT, signal="SIGABRT"),
+    )
 
 
 def test_checks_without_a_name_are_called_by_their_scheme(one: Callable[[str], Definition]):
     keys = (
         'health_check = ["http://a/", "heartbeat:", { target = "http://b/" }, "http://c/", '
-        '{ name = "http-2", target = "https://d/" }]'
+        '{ name = "http-2", target = "https://d/" }, "http+unix:a:/b"]'
     )
     names = [check.name for check in one(keys).checks]
-    assert names == ["http", "heartbeat", "http-3", "http-4", "http-2"]
+    assert names == ["http", "heartbeat", "http-3", "http-4", "http-2", "http-unix"]
 
 
 def test_the_environment_is_kept_apart_from_the_definition(read: Read):
@@ -225,6 +287,72 @@ def test_defaults_merge_key_by_key_under_what_a_service_says(read: Read):
     assert [check.interval_s for check in once.checks] == [5.0]
     assert (plain.umask, own.umask) == (0o077, 0o022)
     assert (plain.logs, own.logs) == (None, Logs("/l"))
+
+
+def test_what_makes_no_sense_for_a_service_is_not_taken_from_the_defaults(read: Read):
+    config = read(
+        """
+        [defaults]
+        restart = "Always"
+        ready = "health"
+        health_check = "heartbeat:"
+        reload = "SIGHUP"
+        limits = { nofile = 10, memory_max = "1GB" }
+
+        [[service]]
+        name = "once"
+        cmd = ["x"]
+        oneshot = true
+
+        [[service]]
+        name = "unchecked"
+        cmd = ["x"]
+        health_check = []
+
+        [[service]]
+        name = "other"
+        cmd = ["x"]
+        reload = ["x", "reload"]
+        limits = { nofile = 20 }
+        """
+    )
+    once, unchecked, other = config.definitions
+    assert (once.restart.policy, once.ready, once.checks) == (Policy.ON_FAILURE, None, ())
+    assert unchecked.ready is None
+    assert other.ready is Ready.HEALTH
+    assert (once.reload, other.reload) == (Reload("SIGHUP"), Reload(cmd=("x", "reload")))
+    assert other.limits == Limits({"nofile": 20}, memory_max=10**9)
+
+
+def test_whoever_is_given_a_role_opens_the_socket_unless_its_mode_is_given(read: Read):
+    assert read("").access == AccessSettings()
+    assert read("[access]\nadmin = []").registry.socket_mode == 0o600
+    named = '[access]\nobserve = ["user:ana", "group:ops"]\noperate = ["uid:1000", "gid:100"]\n'
+    config = read(named)
+    assert config.access == AccessSettings(("user:ana", "group:ops"), ("uid:1000", "gid:100"))
+    assert config.registry.socket_mode == 0o666
+    assert read(named + '[registry]\nsocket_mode = "0660"').registry.socket_mode == 0o660
+
+
+def test_a_hook_names_events_services_and_a_command(read: Read, root: Path):
+    config = read(
+        SERVICE
+        + """
+        tags = ["front"]
+        [[hook]]
+        on = ["gave_up"]
+        cmd = ["./tell", "us"]
+        [[hook]]
+        on = ["gave_up", "lost"]
+        cmd = ["tell"]
+        services = ["web", "w*", "tag:front", "all"]
+        timeout = "1m"
+        """
+    )
+    assert config.hooks == (
+        Hook(("gave_up",), (f"{root}/tell", "us"), cwd=str(root)),
+        Hook(("gave_up", "lost"), ("tell",), ("web", "w*", "tag:front", "all"), 60.0, str(root)),
+    )
 
 
 def test_checks_among_the_defaults_are_for_services_that_name_none(read: Read):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from registry.core.definition import Check, Definition
+from registry.core.definition import Check, Definition, Limits
 from registry.host.launch import DEFAULT_PATH, LaunchError, obstacles, read_env_file, resolve
 
 
@@ -235,3 +236,56 @@ def test_an_env_file_that_is_not_utf_8_is_invalid(tmp_path: Path):
     with pytest.raises(LaunchError, match="is not UTF-8") as info:
         read_env_file(str(tmp_path / "env"))
     assert info.value.reason == "env_file_invalid"
+
+
+def test_a_launch_carries_limits_and_privileges_as_defined(plain: Definition):
+    limits = Limits(rlimits={"nofile": 9, "core": None}, memory_max=1, cpu_max=0.5, pids_max=2)
+    asked = {"nice": 5, "oom_score_adj": -7, "no_new_privs": True}
+    launch = resolve(msgspec.structs.replace(plain, limits=limits, **asked), {}, {})
+    assert (launch.rlimits, launch.memory_max) == (limits.rlimits, 1)
+    assert (launch.cpu_max, launch.pids_max, launch.has_cgroup_limits) == (0.5, 2, True)
+    assert {name: getattr(launch, name) for name in asked} == asked
+    assert (launch.capabilities, launch.descriptors, launch.own_pid) == (None, (), ())
+    assert not resolve(plain, {}, {}).has_cgroup_limits
+
+
+def test_groups_stand_instead_of_those_of_the_user(
+    plain: Definition, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "getegid", lambda: 0)
+    monkeypatch.setattr(os, "getgroups", lambda: [0, 5])
+    monkeypatch.setattr(os, "getgrouplist", lambda _name, gid: [gid, 100])
+    nobody = pwd.getpwnam("nobody")
+
+    def groups(user: str | None, *names: str) -> tuple[object, ...]:
+        launch = resolve(msgspec.structs.replace(plain, user=user, groups=names), {}, {})
+        return launch.uid, launch.gid, set(launch.groups)
+
+    tty = grp.getgrnam("tty").gr_gid
+    assert groups("nobody", "tty", "777") == (
+        nobody.pw_uid,
+        nobody.pw_gid,
+        {nobody.pw_gid, tty, 777},
+    )
+    assert groups("nobody") == (nobody.pw_uid, nobody.pw_gid, {nobody.pw_gid})
+    assert groups(None, "777") == (None, 0, {0, 777})
+    assert groups(None, "5") == (None, None, set())  # those we have anyway
+
+
+def test_an_unknown_group_among_several_is_named(plain: Definition):
+    definition = msgspec.structs.replace(plain, groups=("0", "no-such-group"))
+    assert reason(definition) == ("group_missing", "groups")
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"), [({"groups": ("777",)}, "groups"), ({"capabilities": ()}, "capabilities")]
+)
+def test_who_is_not_root_can_neither_join_groups_nor_give_capabilities(
+    plain: Definition, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], key: str
+):
+    uid = os.getuid()
+    monkeypatch.setattr(os, "geteuid", lambda: uid or 65534)
+    monkeypatch.setattr(os, "getegid", lambda: pwd.getpwuid(uid or 65534).pw_gid)
+    definition = msgspec.structs.replace(plain, **changes)
+    assert reason(definition) == ("not_permitted", key)

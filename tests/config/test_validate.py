@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +47,63 @@ def test_what_the_machine_cannot_do_is_said_with_the_line_of_its_key(
         "create it or name another",
         f"{place}:17: service 'b': env_file: {root}/b.env:2: not a line of the form KEY=VALUE",
         f"{place}:14: service 'b': cmd: there is no program {root}/b",
+    ]
+
+
+NEW_KEYS = """\
+[access]
+observe = ["user:root", "uid:5", "user:no-such-user"]
+admin = ["group:no-such-group"]
+
+[[hook]]
+on = ["gave_up"]
+cmd = ["./no-such-hook"]
+
+[[service]]
+name = "a"
+instances = 3
+cmd = ["/no-such-program"]
+reload = ["no-such-reload"]
+groups = ["no-such-group"]
+"""
+
+
+def test_the_machine_s_word_on_roles_hooks_reloads_and_groups_is_said_once(
+    read: Callable[[str], Config], root: Path
+):
+    complaints = machine_complaints(read(NEW_KEYS), {"PATH": "/bin"})
+    place = "etc/services.toml"
+    lets_in = "so it lets nobody in; create it or name another"
+    assert [str(each) for each in complaints] == [
+        f"{place}:2: access.observe: this machine has no user 'no-such-user', {lets_in}",
+        f"{place}:3: access.admin: this machine has no group 'no-such-group', {lets_in}",
+        f"{place}:7: hook.cmd: there is no program {root}/no-such-hook",
+        f"{place}:14: service 'a': groups: this machine has no group 'no-such-group'; "
+        "create it or name another",
+        f"{place}:12: service 'a': cmd: there is no program /no-such-program",
+        f"{place}:13: service 'a': reload: there is no program 'no-such-reload' in PATH=/bin; "
+        "write its path or set env.PATH",
+    ]
+
+
+def test_what_only_root_may_give_is_said_where_the_registry_is_not_root(
+    read: Callable[[str], Config], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(resource, "getrlimit", lambda _limit: (10, 20))
+    config = read(
+        '[[service]]\nname = "a"\ncmd = ["/bin/sh"]\nnice = -5\noom_score_adj = -1\n'
+        'limits = { nofile = 21, core = "unlimited", stack = 20 }\n'
+        '[[service]]\nname = "b"\ncmd = ["/bin/sh"]\nnice = 19\noom_score_adj = 1\n'
+    )
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert machine_complaints(config, {}) == ()
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    remedy = "run the registry as root or leave it out"
+    assert [str(each).partition("'a': ")[2] for each in machine_complaints(config, {})] == [
+        f"nice: only root may lower the niceness to -5; {remedy}",
+        f"oom_score_adj: only root may set oom_score_adj to -1; {remedy}",
+        f"limits: only root may raise the limit core above 20; {remedy}",
+        f"limits: only root may raise the limit nofile above 20; {remedy}",
     ]
 
 

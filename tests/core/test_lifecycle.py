@@ -15,6 +15,7 @@ import pytest
 
 from registry.core import inputs as inp
 from registry.core.definition import Definition
+from registry.core.dependencies import Around
 from registry.core.events import TYPES, Moved
 from registry.core.lifecycle import (
     COMMANDS,
@@ -38,6 +39,8 @@ class Situation(NamedTuple):
     """What a guard may look at, besides the state."""
 
     wanted: bool
+    removing: bool
+    reason: Reason
     bound: str | None
     given: Any
 
@@ -50,10 +53,18 @@ CONDITIONS: dict[str, Callable[[Situation], bool]] = {
     "a check restarts": lambda s: s.given.restarts,
     "a check reports": lambda s: not s.given.restarts,
     "bound for Stopped": lambda s: s.bound == "Stopped",
-    "bound for Starting": lambda s: s.bound == "Starting",
+    "bound for Starting, free": lambda s: s.bound == "Starting" and not s.given.waits,
+    "bound for Starting, waits": lambda s: s.bound == "Starting" and s.given.waits,
     "bound for Failed": lambda s: s.bound == "Failed",
-    "a new word: up": lambda s: not (s.bound == "Starting" and s.wanted),
-    "a new word: down": lambda s: not (s.bound == "Stopped" and not s.wanted),
+    "free": lambda s: not s.given.waits,
+    "waits": lambda s: s.given.waits,
+    "waits, and did not": lambda s: s.given.waits and not (s.wanted and s.reason is Reason.WAITING),
+    "is to stop, and to stay declared": lambda s: not s.wanted and not s.removing,
+    "stays declared": lambda s: not s.removing,
+    "held, a new word": lambda s: s.given.held and (s.wanted or _removes_now(s)),
+    "not held": lambda s: not s.given.held,
+    "a new word: up": lambda s: not s.removing and not (s.bound == "Starting" and s.wanted),
+    "a new word: down": lambda s: not (s.bound == "Stopped" and not s.wanted) or _removes_now(s),
     "wanted": lambda s: s.wanted,
     "the run it knows": lambda s: s.given.run == 1,
     "a later run": lambda s: s.given.run > 1,
@@ -61,12 +72,20 @@ CONDITIONS: dict[str, Callable[[Situation], bool]] = {
 
 DESIGN: list[tuple[str, str, str, str]] = [
     # trigger, from, to, when
-    ("start", "Stopped Failed Restarting", "Starting", ""),
+    ("start", "Stopped Failed Restarting", "Starting", "free"),
+    ("start", "Stopped Failed Restarting", "Stopped", "waits, and did not"),
+    ("start", "Starting", "Starting", "is to stop, and to stay declared"),
+    ("start", "Running", "Running", "is to stop, and to stay declared"),
     ("start", "Stopping", "Stopping", "a new word: up"),
-    ("restart", "Stopped Failed Restarting", "Starting", ""),
-    ("restart", "Starting Running", "Stopping", ""),
+    ("restart", "Stopped Failed Restarting", "Starting", "free"),
+    ("restart", "Stopped Failed Restarting", "Stopped", "waits, and did not"),
+    ("restart", "Starting Running", "Stopping", "stays declared"),
     ("restart", "Stopping", "Stopping", "a new word: up"),
-    ("stop", "Starting Running", "Stopping", ""),
+    ("dependencies_met", "Stopped", "Starting", ""),
+    ("stop", "Starting Running", "Stopping", "not held"),
+    ("stop", "Starting", "Starting", "held, a new word"),
+    ("stop", "Running", "Running", "held, a new word"),
+    ("dependents_gone", "Starting Running", "Stopping", ""),
     ("stop", "Failed Restarting", "Stopped", ""),
     ("stop", "Stopped", "Stopped", "wanted"),
     ("stop", "Stopping", "Stopping", "a new word: down"),
@@ -76,11 +95,16 @@ DESIGN: list[tuple[str, str, str, str]] = [
     ("reset", "Running", "Running", ""),
     ("reset", "Stopping", "Stopping", ""),
     ("reset", "Restarting", "Restarting", ""),
-    ("restart_due", "Restarting", "Starting", ""),
+    ("restart_due", "Restarting", "Starting", "free"),
+    ("restart_due", "Restarting", "Stopped", "waits"),
     ("spawned", "Starting", "Starting", ""),
     ("spawn_failed", "Starting", "Failed", ""),
     ("became_ready", "Starting", "Running", ""),
     ("start_timed_out", "Starting", "Stopping", ""),
+    ("stop_announced", "Starting", "Starting", ""),
+    ("stop_announced", "Running", "Running", ""),
+    ("stop_timed_out", "Starting Running", "Stopping", ""),
+    ("memory_exceeded", "Starting Running", "Stopping", ""),
     ("became_unhealthy", "Running", "Stopping", "a check restarts"),
     ("became_unhealthy", "Running", "Running", "a check reports"),
     ("exited", "Starting Running", "Stopped", "clean"),
@@ -91,7 +115,8 @@ DESIGN: list[tuple[str, str, str, str]] = [
     ("lost", "Starting Running", "Stopping", "leftovers"),
     ("lost", "Stopping", "Stopping", ""),
     ("group_emptied", "Stopping", "Stopped", "bound for Stopped"),
-    ("group_emptied", "Stopping", "Starting", "bound for Starting"),
+    ("group_emptied", "Stopping", "Starting", "bound for Starting, free"),
+    ("group_emptied", "Stopping", "Stopped", "bound for Starting, waits"),
     ("group_emptied", "Stopping", "Failed", "bound for Failed"),
     ("restart_scheduled", "Stopped Failed", "Restarting", ""),
     ("gave_up", "Stopped Failed", "Failed", ""),
@@ -122,7 +147,18 @@ EXITS = [
         (0, None, {"launch_failure": Reason.EXEC_FAILED}),
     )
 ]
+STOPS = [
+    SimpleNamespace(reason=reason, held=held)
+    for reason in (Reason.REQUESTED, Reason.REMOVED)
+    for held in (True, False)
+]
+AROUND = [Around(waits=True), Around()]
 GIVEN: dict[str, list[Any]] = {
+    "start": AROUND,
+    "restart": AROUND,
+    "restart_due": AROUND,
+    "group_emptied": AROUND,
+    "stop": STOPS,
     "adopted": [inp.ProcessFound(run=1, pid=5), inp.RunFound(run=2, pid=5, start_time=5)],
     "exited": EXITS,
     "lost": [inp.ProcessLost(run=1, group_empty=empty) for empty in (True, False)],
@@ -139,11 +175,21 @@ def _is_clean(given: Any) -> bool:
     return given.exit_code in (0, 3) or given.signal == 15
 
 
+def _removes_now(situation: Situation) -> bool:
+    return situation.given.reason is Reason.REMOVED and not situation.removing
+
+
 def _situations(trigger: str, state: State) -> Iterator[Situation]:
     bounds = ("Stopped", "Starting", "Failed") if state is State.STOPPING else (None,)
-    yield from itertools.starmap(
-        Situation, itertools.product((True, False), bounds, GIVEN.get(trigger, [None]))
-    )
+    reasons = (Reason.WAITING, Reason.REQUESTED) if state is State.STOPPED else (Reason.REQUESTED,)
+    for situation in itertools.starmap(
+        Situation,
+        itertools.product(
+            (True, False), (True, False), reasons, bounds, GIVEN.get(trigger, [None])
+        ),
+    ):
+        if not (situation.wanted and situation.removing):  # what is to be removed is not wanted
+            yield situation
 
 
 def _expected(trigger: str, state: State, situation: Situation) -> State | None:
@@ -159,7 +205,15 @@ def _expected(trigger: str, state: State, situation: Situation) -> State | None:
 
 def _service(state: State, situation: Situation) -> Service:
     bound = State(situation.bound) if situation.bound else None
-    return Service(DEFINITION, state=state, run=1, wanted=situation.wanted, bound=bound)
+    return Service(
+        DEFINITION,
+        state=state,
+        reason=situation.reason,
+        run=1,
+        wanted=situation.wanted,
+        removing=situation.removing,
+        bound=bound,
+    )
 
 
 @pytest.mark.parametrize("state", list(State))
@@ -222,7 +276,7 @@ def test_what_passes_by_itself_is_not_left_to_a_person() -> None:
 
 def test_services_share_the_machine_without_sharing_a_state() -> None:
     one, other = (Service(Definition(name=name, cmd=("x",))) for name in ("one", "other"))
-    assert move(one, "start") is State.STARTING
+    assert move(one, "start", Around()) is State.STARTING
     assert other.state is State.STOPPED
 
 

@@ -1,6 +1,7 @@
 """What holds whatever arrives: random inputs on virtual time, for two services in one journal.
 
-A run is a list of steps; a step either does what the duties ask for, or is any input at all, of any run.
+A run is a list of steps; a step either does what the duties ask for, or is any input at all, of any run. At the end
+the same for up to four services that depend on each other.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -16,13 +18,24 @@ from registry.core import checks as tallies
 from registry.core import events as ev
 from registry.core import inputs as inp
 from registry.core.decision import Place, decide
-from registry.core.definition import Check, Definition, OnFailure, Policy, Restart
-from registry.core.duties import Duties, duties, is_settled
+from registry.core.definition import (
+    Check,
+    Condition,
+    Definition,
+    Dependency,
+    OnFailure,
+    Policy,
+    Ready,
+    Restart,
+)
+from registry.core.dependencies import around, is_settled
+from registry.core.duties import Duties, duties
 from registry.core.lifecycle import FOR_A_PERSON, Reason, State, is_legal
 from registry.core.projection import Projection
 from registry.core.restarts import NS
-from registry.core.service import HAS_RUN, Service
+from registry.core.service import HAS_RUN, UP, Service
 from registry.journal.rows import NO_HASH, to_record, to_rows
+from registry.questions.waiting import waiting_for
 
 ACTORS = st.none() | st.builds(
     ev.Actor, uid=st.just(0), pid=st.just(7), program=st.just("circlectl")
@@ -239,7 +252,7 @@ BARE: dict[str, Any] = {
 def check_one(service: Service) -> None:
     asked = duties(service)
     nothing = asked == Duties()
-    assert not nothing or is_settled(service), "neither settled nor anything under way"
+    assert not nothing or is_settled(service, {}), "neither settled nor anything under way"
     if service.wanted and nothing:
         assert service.state in (State.STOPPED, State.FAILED)
     assert service.pid is None or service.state in HAS_RUN
@@ -316,11 +329,11 @@ def test_from_wherever_it_is_doing_what_the_duties_ask_settles_a_service(fields,
     host = play(fields, steps)
     for name in list(host.live):
         for _ in range(6):
-            if name not in host.live or is_settled(host.live[name]):
+            if name not in host.live or is_settled(host.live[name], host.live):
                 break
             host.obey(name)
             host.check_state()
-        assert name not in host.live or is_settled(host.live[name])
+        assert name not in host.live or is_settled(host.live[name], host.live)
 
 
 @pytest.mark.timeout(60)
@@ -346,3 +359,216 @@ def test_the_last_word_of_an_operator_comes_true(fields, steps, word):
 @given(FIELDS_OF_BOTH, STEPS)
 def test_the_same_inputs_give_the_same_journal(fields, steps):
     assert play(fields, steps).records == play(fields, steps).records
+
+
+# --- services that depend on each other -----------------------------------------------------------
+
+KINDS = st.sampled_from(["spawn", "spawn", "notify", "health", "oneshot"])
+ENDS = st.builds(
+    Restart,
+    policy=st.sampled_from(Policy),
+    delay_s=st.just(0.5),
+    limit=st.sampled_from([None, 1]),
+    within_s=st.just(600.0),
+)
+
+
+@st.composite
+def graphs(draw):
+    """Three or four services, each of which may depend on any before it."""
+    made: list[Definition] = []
+    for position, name in enumerate(draw(st.sampled_from(["abc", "abcd"]))):
+        chosen = [each for each in made if draw(st.booleans())]
+        depends_on = tuple(draw(dependency(each)) for each in chosen)
+        made.append(definition_of(name, position, draw(KINDS), draw(ENDS), depends_on))
+    return made
+
+
+def definition_of(name, position, kind, restart, depends_on):
+    how: dict[str, Any] = {
+        "spawn": {},
+        "notify": {"ready": Ready.NOTIFY},
+        "health": {"checks": (Check("beat", "unix:/s", successes=2),)},
+        "oneshot": {"oneshot": True},
+    }
+    return Definition(
+        name, ("x",), position, restart=restart, depends_on=depends_on, autostart=False, **how[kind]
+    )
+
+
+def dependency(target):
+    conditions = [Condition.STARTED, Condition.READY, Condition.HEALTHY]
+    if target.oneshot:
+        conditions = [Condition.COMPLETED]
+    return st.builds(Dependency, st.just(target.name), st.sampled_from(conditions), st.booleans())
+
+
+LIKELY = ["start", "start", "crash", "end", *["obey"] * 5, *["look"] * 2]
+OTHER = ["stop", "stop_with", "restart", "unhealthy", "refuse", "accept", "reset", "lost"]
+TURN = st.tuples(st.sampled_from("abcd"), st.sampled_from([*LIKELY, *OTHER, "loosen", "remove"]))
+TURNS = st.one_of(st.lists(TURN, max_size=25), st.lists(TURN, min_size=15, max_size=40))
+
+
+def turn(s, name, kind):
+    """One thing that may happen to one of the services of a system."""
+    if name not in s.services:
+        return
+    run = s[name].run
+    match kind:
+        case "obey":
+            s.obey(name)
+        case "look" if s.waiting:
+            s.decide((s.waiting.popleft(), inp.Reconsider()))
+        case "crash":
+            s.crash(name)
+        case "end":
+            s.give(name, inp.ProcessExited(run=run, exit_code=0))
+        case "lost":
+            s.give(name, inp.ProcessLost(run=run))
+        case "stop_with":
+            s.stop(name)
+        case "unhealthy":
+            s.give(name, inp.Probed(run=run, check="beat", ok=False, count=3))
+        case "refuse":
+            s.refused[name] = Reason.CWD_MISSING
+        case "accept":
+            s.refused.pop(name, None)
+        case "loosen":
+            fewer = s[name].definition.depends_on[1:]
+            s.define(msgspec.structs.replace(s[name].definition, depends_on=fewer))
+        case _ if kind in COMMANDS:
+            s.give(name, COMMANDS[kind]())
+
+
+def live_through(system_of, definitions, turns):
+    """A system after turns in which some look at their neighbours late."""
+    s = system_of(*definitions)
+    s.busy = True
+    for name, kind in turns:
+        turn(s, name, kind)
+    return s
+
+
+def check_system(s):
+    """What must be true once everybody has looked at its neighbours."""
+    assert not s.waiting
+    for service in s.services.values():
+        neighbours = around(service, s.services, s.graph)
+        if duties(service) == Duties():
+            check_rest(s, service)
+        if service.state in UP and not service.wanted:
+            assert neighbours.held, "nobody holds its stop, and it goes on"
+            assert waiting_for(service, s.services)
+        if service.state in UP and service.wanted and service.pid is not None:
+            assert not neighbours.follows, "it does not follow"
+
+
+def check_rest(s, service):
+    is_waiting = service.wanted and service.reason is Reason.WAITING
+    if is_waiting:
+        assert waiting_for(service, s.services), "it waits, and cannot say for whom"
+    else:
+        assert is_settled(service, s.services)
+
+
+SYSTEMS = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@pytest.mark.timeout(120)
+@SYSTEMS
+@given(graphs(), TURNS)
+def test_whatever_happens_in_a_system_nobody_starts_or_stops_before_its_turn(
+    system_of, definitions, turns
+):
+    """Each decision is held to it, see System; and to the fold of the journal."""
+    s = live_through(system_of, definitions, turns)
+    s.quiet()
+    check_system(s)
+
+
+@pytest.mark.timeout(120)
+@SYSTEMS
+@given(graphs(), TURNS)
+def test_from_wherever_it_is_doing_what_the_duties_ask_settles_a_system(
+    system_of, definitions, turns
+):
+    s = live_through(system_of, definitions, turns)
+    s.settle()
+    check_system(s)
+    for service in s.services.values():
+        if service.wanted and service.state is State.STOPPED:
+            assert service.reason in (Reason.WAITING, Reason.COMPLETED)
+
+
+@pytest.mark.timeout(120)
+@SYSTEMS
+@given(graphs(), TURNS)
+def test_whatever_was_before_a_start_of_all_brings_all_up(system_of, definitions, turns):
+    s = live_through(system_of, definitions, turns)
+    s.refused.clear()
+    s.settle()
+    names = list(s.services)
+    s.start(*names)
+    s.settle()
+    for name in names:
+        service = s[name]
+        lacks = [each for each in service.definition.depends_on if each.service not in s.services]
+        assert lacks or waits_for_lacking(s, service) or is_up(service), s.where(name)
+
+
+def is_up(service):
+    is_done = service.definition.oneshot and service.completed
+    return service.state is State.RUNNING or (service.state is State.STOPPED and is_done)
+
+
+def waits_for_lacking(s, service):
+    """Whether one that is not declared any more is at the root of its waiting."""
+    return service.reason is Reason.WAITING and any(
+        each.service not in s.services or waits_for_lacking(s, s[each.service])
+        for each in service.definition.depends_on
+    )
+
+
+@pytest.mark.timeout(120)
+@SYSTEMS
+@given(graphs(), TURNS, st.booleans())
+def test_whatever_was_before_a_stop_of_all_ends_with_all_down(
+    system_of, definitions, turns, are_quiet
+):
+    s = live_through(system_of, definitions, turns)
+    if are_quiet:
+        s.quiet()
+    if s.services:
+        s.stop(*s.services)
+    s.settle()
+    for service in s.services.values():
+        assert not service.wanted
+        assert service.state in (State.STOPPED, State.FAILED)
+
+
+@pytest.mark.timeout(120)
+@SYSTEMS
+@given(graphs(), TURNS)
+def test_a_registry_killed_after_any_decision_is_followed_by_one_that_forgets_nothing(
+    system_of, definitions, turns
+):
+    s = live_through(system_of, definitions, turns)
+    ends = s.ends[len(definitions) :]
+    for upto in ends[:: max(1, len(ends) // 8)]:
+        later = s.recovered(upto)
+        later.quiet()
+        check_system(later)
+        later.settle()
+        check_system(later)
+
+
+@pytest.mark.timeout(120)
+@SYSTEMS
+@given(graphs(), TURNS)
+def test_looking_again_once_everybody_has_looked_changes_nothing(system_of, definitions, turns):
+    s = live_through(system_of, definitions, turns)
+    s.quiet()
+    before = len(s.records)
+    s.waiting += s.services
+    s.quiet()
+    assert len(s.records) == before

@@ -13,7 +13,8 @@ import pytest
 from registry.core import events as ev
 from registry.core import inputs as inp
 from registry.core.definition import Check, Definition, OnFailure, Policy
-from registry.core.duties import duties, is_settled
+from registry.core.dependencies import is_settled
+from registry.core.duties import duties
 from registry.core.lifecycle import FOR_A_PERSON, Reason, State
 from registry.core.restarts import NS
 from registry.core.service import LastExit, Service
@@ -82,7 +83,7 @@ def test_a_run_that_ends_is_followed_by_another_as_its_policy_says(world, policy
     else:
         assert types(records) == ["exited"]
         assert w.where == (State.STOPPED if ended.clean else State.FAILED, ended.reason)
-        assert is_settled(w.service)
+        assert is_settled(w.service, {})
 
 
 @pytest.mark.parametrize("policy", list(Policy))
@@ -245,7 +246,7 @@ def test_at_its_limit_it_gives_up_and_stays_down(world):
     assert w.where == (State.FAILED, Reason.RESTART_LIMIT)
     assert w.records[-1].event.restarts == 3
     assert w.records[-1].event.within_s == 600
-    assert is_settled(w.service)
+    assert is_settled(w.service, {})
     assert w.service.wanted
     assert w.service.restarts == 3
 
@@ -271,7 +272,7 @@ def test_a_reset_clears_the_limit_and_leaves_it_down(world):
     assert w.seen(inp.Reset()) == ["reset_requested"]
     assert w.where == (State.STOPPED, Reason.RESET)
     assert (w.service.wanted, w.service.restarts, w.service.attempt) == (False, 0, 0)
-    assert is_settled(w.service)
+    assert is_settled(w.service, {})
     w.start()
     assert types(w.crash()) == ["exited", *AT_ONCE]
 
@@ -435,7 +436,7 @@ def test_what_only_a_person_can_mend_is_not_tried_again(world, policy, reason):
     assert types(w.refuse(reason, "no such program")) == ["spawn_failed"]
     assert w.where == (State.FAILED, reason)
     assert w.service.message == "no such program"
-    assert is_settled(w.service)
+    assert is_settled(w.service, {})
     w.start()
     assert w.service.message is None
     assert w.duties.spawn == 1
@@ -589,7 +590,7 @@ def test_a_stop_waits_for_the_group_not_for_its_leader(world):
     assert types(w.empty(killed=2)) == ["group_emptied"]
     assert w.records[-1].event.killed == 2
     assert w.where == (State.STOPPED, Reason.REQUESTED)
-    assert is_settled(w.service)
+    assert is_settled(w.service, {})
 
 
 def test_a_group_is_not_gone_while_its_leader_has_not_been_seen_to_end(world):
@@ -629,7 +630,7 @@ def test_a_stop_makes_it_unwanted_in_every_state_and_brings_it_to_rest(world, pl
     elif w.service.state is State.STOPPING:
         w.empty()
     assert w.service.state is State.STOPPED
-    assert is_settled(w.service)
+    assert is_settled(w.service, {})
     assert w.duties == duties(Service(Definition("x", ("x",))))
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from tests.crash.judge import Violation  # noqa: E402 - found only by the line before
-from tests.crash.rounds import Tally, run  # noqa: E402
+from tests.crash.rounds import Tally, run  # noqa: E402 - found only by the line before
 
 TOLD_EVERY = 10
 
@@ -23,6 +24,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of all chance (default: 1)")
     options = parser.parse_args()
     folders: list[Path] = []
+    signal.signal(signal.SIGINT, _interrupt)
 
     def new_folder() -> Path:
         for folder in folders:
@@ -39,7 +41,7 @@ def main() -> int:
         tally = run(options.seed, options.rounds, new_folder, told)
         print(f"nothing is wrong after {tally}")
         status = 0
-    except Violation as violation:
+    except AssertionError as violation:
         print(violation, flush=True)
         folders.pop()
     except KeyboardInterrupt:
@@ -48,6 +50,12 @@ def main() -> int:
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
     return status
+
+
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    """Once: another Ctrl-C would leave behind what is being cleaned up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

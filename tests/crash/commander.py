@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import time
@@ -15,15 +16,31 @@ from tests.crash.world import World
 ANSWER_S = 15.0
 PAUSE_S = 0.005
 VERBS = ("start", "stop", "restart", "restart")
+TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+"""In such steps since boot /proc tells when a process was born."""
 
 
 class Sent(msgspec.Struct, frozen=True):
-    """A command that reached the registry; `seq` is None where no answer came, so it may have happened or not."""
+    """A command that reached the registry; `seq` is None where no answer came, so it may have happened or not.
+
+    `sent_tick`: no process that was born before this tick was born of it.
+    """
 
     verb: str
     service: str
     seq: int | None
+    sent_tick: int
     answered_s: float
+
+    @property
+    def begins(self) -> bool:
+        """Whether it leads to a run."""
+        return self.verb in ("start", "restart")
+
+    @property
+    def ends(self) -> bool:
+        """Whether the run that there is when it comes is to end."""
+        return self.verb in ("stop", "restart")
 
     def __str__(self) -> str:
         return f"{self.verb} ({'unanswered' if self.seq is None else f'acknowledged: {self.seq}'})"
@@ -33,7 +50,7 @@ class Commander(threading.Thread):
     """Commands `services` until `stop()`; `sent` is what came of it, in order."""
 
     def __init__(self, world: World, services: list[str], chance: Random, pause_s: float) -> None:
-        super().__init__()
+        super().__init__(daemon=True)  # who is interrupted does not wait for it
         self.sent: list[Sent] = []
         self.acknowledged = threading.Event()
         self._world = world
@@ -69,11 +86,12 @@ class Commander(threading.Thread):
                 time.sleep(PAUSE_S)  # nobody is there just now
                 return
             executed = len(self._world.executions(service))
+            sent_tick = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // TICK_NS
             seq = _seq_of_answer(client, verb, service)
         if seq == 0:  # refused
             return
         self._due[service] = executed + (seq is not None)
-        self.sent.append(Sent(verb, service, seq, time.monotonic()))
+        self.sent.append(Sent(verb, service, seq, sent_tick, time.monotonic()))
         if seq is not None:
             self.acknowledged.set()
 

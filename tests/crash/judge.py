@@ -28,8 +28,8 @@ class Violation(AssertionError):
 class Before(msgspec.Struct):
     """How things were when a round began: the main processes, and how often each service was executed.
 
-    `unanswered` are the commands of the round before that nobody answered: they may be carried out only now,
-    after a stop that takes its time.
+    `unanswered` are the commands of the round before that nobody answered. Where one of them was committed and
+    stops a run that takes its time, that service looked settled, and what follows comes only now.
     """
 
     mains: dict[str, Key]
@@ -118,7 +118,7 @@ class Judge:
                 wrong = (
                     wrong_steady(seen[name], self.wanted[name], habit)
                     or self._unexecuted(seen[name], name)
-                    or _wrong_number(before, count, seen[name], of_it, name)
+                    or wrong_number(before, count, seen[name], of_it, name)
                 )
             else:
                 wrong = wrong_restless(
@@ -244,26 +244,26 @@ def wrong_steady(seen: list[Seen], wanted: frozenset[str], habit: str) -> str | 
     return None
 
 
-def _wrong_number(
+def wrong_number(
     before: Before, count: int, seen: list[Seen], sent: list[Sent], name: str
 ) -> str | None:
-    """None where it is the same process as before, or another one because somebody asked for it."""
-    was = before.mains.get(name)
-    now = next((each.key for each in seen if each.is_main), None)
-    grown = count - before.executions[name]
+    """None where it is the same process as before, or another one because somebody asked for it.
+
+    However many commands of the round before nobody answered, one run at most was still to come of them.
+    """
+    main = next((each for each in seen if each.is_main), None)
+    was, now = before.mains.get(name), main.key if main is not None else None
     late = [each for each in before.unanswered if each.service == name]
-    ups = [each for each in (*late, *sent) if each.verb in ("start", "restart")]
-    most = len(ups) + (not before.executions[name])
+    grown = count - before.executions[name]
+    most = sum(each.begins for each in sent) + bool(late) + (not before.executions[name])
     if grown > most:
         return f"executed {grown} times, and at most {most} times it was to"
-    if not sent and not late and before.executions[name] and now != was:
-        return f"nobody commanded it, and its process was {was} and is {now}"
-    if (
-        was is not None
-        and was == now
-        and any(each.seq is not None and each.verb in ("stop", "restart") for each in sent)
-    ):
-        return f"its process is still {was} after {[str(each) for each in sent]}"
+    if was not in (None, now) and not any(each.ends for each in (*late, *sent)):
+        return f"nobody stopped it, and its process was {was} and is {now}"
+    # what ran when a stop or restart came ends, and has not yet
+    ended = [each for each in sent if each.ends and each.seq is not None]
+    if main is not None and ended and main.start_time < ended[-1].sent_tick:
+        return f"its process is still {now}, after {ended[-1]} at tick {ended[-1].sent_tick}"
     return None
 
 

@@ -97,9 +97,10 @@ def run(
 def _end(world: World, title: str) -> None:
     """An orderly end leaves nothing."""
     status, left = world.end(), world.processes()
-    if status or left:
+    if status != 0 or left:
+        ended = "not in time" if status is None else f"status {status}"
         raise Violation(
-            f"{title}\norderly end: status {status}, left {left}\n{world.said()}\nfolder: {world.folder}"
+            f"{title}\norderly end: {ended}, left {left}\n{world.said()}\nfolder: {world.folder}"
         )
 
 

@@ -94,13 +94,14 @@ class World:
         self.socket = folder / "s"
         self.journal = folder / "var" / "registry.db"
         self.errors = folder / "stderr"
+        self.configuration = folder / "etc" / "services.toml"
         self.daemon: subprocess.Popen[bytes] | None = None
         self.made = time.monotonic()
         for name in ("etc", "lock", "ran", "said", "at", "var"):
             (folder / name).mkdir(exist_ok=True)
-        (folder / "etc" / "services.toml").write_text(self._configuration())
+        self.configuration.write_text(self._services())
 
-    def _configuration(self) -> str:
+    def _services(self) -> str:
         defaults = (
             f'stop = "{STOP_TIMEOUT_S * 1000:.0f}ms"\n'
             f'restart = {{ delay = "100ms", delay_max = "{DELAY_MAX_S * 1000:.0f}ms" }}\n'
@@ -122,7 +123,7 @@ class World:
         """Start the registry, always by the same command; `point` is where it is to die."""
         with self.errors.open("ab") as errors:
             self.daemon = subprocess.Popen(
-                [sys.executable, str(HERE / "launcher.py"), "--config", "etc/services.toml"],
+                [sys.executable, str(HERE / "launcher.py"), "--config", str(self.configuration)],
                 cwd=self.folder,
                 env={**os.environ, "PYTHONPATH": str(ROOT), VARIABLE: point},
                 stdin=subprocess.DEVNULL,
@@ -145,22 +146,21 @@ class World:
             self.daemon.kill()
             self.daemon.wait(DEADLINE_S)
 
-    def end(self) -> int:
-        """End the registry orderly; its exit status."""
+    def end(self) -> int | None:
+        """End the registry orderly; its exit status, None where it does not end in time."""
         assert self.daemon is not None
         self.daemon.terminate()
-        return self.daemon.wait(DEADLINE_S)
+        try:
+            return self.daemon.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            return None
 
     def kill_keeper(self) -> bool:
         """End the keeper as a crash would; whether there was one."""
-        pids = self._keepers()
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        return bool(pids)
+        return _kill(self._with_argument(self.folder / "var" / "keeper.sock"))
 
-    def _keepers(self) -> list[int]:
-        wanted = os.fsencode(self.folder / "var" / "keeper.sock")
+    def _with_argument(self, path: Path) -> list[int]:
+        wanted = os.fsencode(path)
         return [pid for pid in _pids() if wanted in _read(pid, "cmdline").split(b"\0")]
 
     def said(self, lines: int = 15) -> str:
@@ -202,16 +202,14 @@ class World:
     # --- the end ----------------------------------------------------------------------------------
 
     def clean_up(self) -> None:
-        """Leave nothing running."""
+        """Leave nothing running, not even a registry whose start was interrupted."""
         self.kill()
         wait_for(lambda: not self._kill_left(), "nothing is left running")
 
     def _kill_left(self) -> bool:
-        left = [seen.pid for seen in self.processes()] + self._keepers()
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        return bool(left)
+        registries = _kill(self._with_argument(self.configuration))
+        services = _kill([seen.pid for seen in self.processes()])
+        return self.kill_keeper() or services or registries
 
 
 def wait_for(is_so: Callable[[], Any], what: str, timeout_s: float = DEADLINE_S) -> Any:
@@ -222,6 +220,14 @@ def wait_for(is_so: Callable[[], Any], what: str, timeout_s: float = DEADLINE_S)
             raise AssertionError(f"not within {timeout_s:g} s: {what}")
         time.sleep(0.01)
     return value
+
+
+def _kill(pids: list[int]) -> bool:
+    """End them as a crash would; whether there were any."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return bool(pids)
 
 
 def _pids() -> list[int]:

@@ -17,7 +17,18 @@ from registry.core import events as ev
 from registry.core import inputs as inp
 from registry.core.checks import Tally, count
 from registry.core.decision import Place, decide
-from registry.core.definition import Check, Definition, OnFailure, Policy, Restart
+from registry.core.definition import (
+    Check,
+    Condition,
+    Definition,
+    Dependency,
+    OnFailure,
+    Policy,
+    Ready,
+    Reload,
+    Restart,
+)
+from registry.core.dependencies import Graph, around
 from registry.core.lifecycle import Reason
 from registry.core.projection import Projection
 from registry.core.service import Service, evolve
@@ -52,6 +63,22 @@ DEFINITIONS = (
     Definition("cache", ("./cache", "--port=1"), 4, autostart=False, success_exit_codes=(0, -15)),
 )
 
+SYSTEM = (
+    Definition("db", ("./db",), 5, ready=Ready.NOTIFY, checks=(Check("beat", "heartbeat:"),)),
+    Definition("setup", ("./setup",), 6, oneshot=True, depends_on=(Dependency("db"),)),
+    Definition(
+        "app",
+        ("./app",),
+        7,
+        restart=Restart(memory_max=100 << 20),
+        reload=Reload(signal="SIGHUP"),
+        depends_on=(
+            Dependency("db", restart=True),
+            Dependency("setup", Condition.COMPLETED),
+        ),
+    ),
+)
+
 
 class Story:
     """A registry without a world: what it is told, it decides; what is decided, it keeps."""
@@ -59,6 +86,7 @@ class Story:
     def __init__(self) -> None:
         self.records: list[ev.Record] = []
         self.services: dict[str, Service] = {}
+        self.graph = Graph()
         self.tallies: dict[tuple[str, str, int], Tally] = {}
         self.now = ev.Now(BEGIN_NS, 1000 * NS)
 
@@ -99,6 +127,7 @@ class Story:
     def define(self, definition: Definition, cause: int, actor: ev.Actor | None = None) -> None:
         """A service is declared, or declared differently."""
         self.services.setdefault(definition.name, Service(definition=definition))
+        self.graph.declare(definition)
         digest = f"{definition.name}-{len(definition.cmd)}"
         self.tell(
             definition.name,
@@ -109,8 +138,25 @@ class Story:
         """What arrives at a service, a thousandth of a second apart."""
         for given in inputs:
             self.wait(0.001)
-            place = Place(self.now, len(self.records) + 1, "golden-1")
-            self.records += decide(self.services[name], given, place)
+            self._decide(name, given, None)
+
+    def together(self, *steps: tuple[str, inp.Input]) -> None:
+        """What arrives for several services, and is decided together."""
+        self.wait(0.001)
+        first = len(self.records) + 1
+        for name, given in steps:
+            self._decide(name, given, first)
+
+    def _decide(self, name: str, given: inp.Input, decision: int | None) -> None:
+        service, seq = self.services[name], len(self.records) + 1
+        neighbours = around(service, self.services, self.graph)
+        self.records += decide(
+            service, given, Place(self.now, seq, "golden-1", decision, neighbours)
+        )
+
+    def look(self, name: str) -> None:
+        """A service looks again at its neighbours, because of the latest event."""
+        self.tell(name, inp.Reconsider(cause=len(self.records)))
 
     def spawn(self, name: str, pid: int) -> None:
         """A process waits at the gate, and is let through."""
@@ -143,7 +189,7 @@ class Story:
 
 
 def tell_story() -> list[ev.Record]:
-    """All of it, from the first registry to a third that still runs."""
+    """All of it, from the first registry to a fifth that still runs."""
     story = Story()
     _first_start(story)
     _troubles(story)
@@ -152,6 +198,8 @@ def tell_story() -> list[ev.Record]:
     _shutdown(story)
     _third_registry(story)
     _a_copy(story)
+    _a_system(story)
+    _a_system_in_trouble(story)
     return story.records
 
 
@@ -264,12 +312,82 @@ def _a_copy(story: Story) -> None:
     story.say(ev.RegistryStopped(kept=True))
 
 
+def _a_system(story: Story) -> None:
+    """A later version of the registry: services that depend on each other, and say how they are."""
+    story.wait(60)
+    cause = story.begin("boot-2", 304, fresh=False)
+    story.tell("web", inp.ProcessFound(run=story.services["web"].run, pid=610))
+    for definition in SYSTEM:
+        story.define(definition, cause)
+    because = len(story.records) + 1
+    story.together(
+        ("app", inp.Start(actor=OPERATOR)),
+        ("db", inp.Start(actor=OPERATOR, reason=Reason.REQUIRED, cause=because)),
+        ("setup", inp.Start(actor=OPERATOR, reason=Reason.REQUIRED, cause=because)),
+    )
+    story.spawn("db", 700)
+    story.tell(
+        "db",
+        inp.NotifiedWatchdog(run=1, interval_s=2.5),
+        inp.NotifiedExtension(run=1, seconds=120.0),
+        inp.NotifiedMain(run=1, pid=701, start_time=7010),
+        inp.NotifiedReady(run=1),
+    )
+    story.look("setup")
+    story.spawn("setup", 702)
+    story.end("setup", 0)
+    story.look("app")
+    story.spawn("app", 703)
+    _asked(story, inp.Signal(signal="SIGUSR1", actor=OPERATOR), None)
+    _asked(story, inp.Reload(actor=OPERATOR), "its main process is gone")
+
+
+def _asked(story: Story, command: inp.Command, error: str | None) -> None:
+    story.tell("app", command)
+    request = len(story.records)
+    run = story.services["app"].run
+    story.tell("app", inp.RequestCarriedOut(run=run, request=request, error=error))
+
+
+def _a_system_in_trouble(story: Story) -> None:
+    story.wait(60)
+    story.tell("db", inp.Restart(actor=OPERATOR))
+    story.end("db", signal=15)
+    story.spawn("db", 710)
+    story.tell("db", inp.NotifiedReady(run=2))
+    story.look("app")  # it follows
+    story.end("app", signal=15)
+    story.spawn("app", 711)
+    story.tell("app", inp.MemoryFound(run=2, bytes=130 << 20))
+    story.end("app", signal=15)
+    story.spawn("app", 712)
+    story.tell("app", inp.NotifiedStopping(run=3))
+    story.wait(10)
+    story.tell("app", inp.StopTimerDue(run=3))
+    story.end("app", signal=9)
+    story.wait(1)
+    story.tell("app", inp.RestartTimerDue(run=3))
+    story.spawn("app", 713)
+    other = msgspec.structs.replace(SYSTEM[2], cmd=("./app", "--new"))
+    story.define(other, cause=len(story.records), actor=OPERATOR)
+    story.tell("app", inp.Renew(actor=OPERATOR))
+    story.end("app", signal=15)
+    story.spawn("app", 714)
+    story.together(("app", inp.Stop(actor=OPERATOR)), ("db", inp.Stop(actor=OPERATOR)))
+    story.end("app", signal=15)
+    story.look("db")
+    story.end("db", signal=15)
+    story.tell("app", inp.Start(reason=Reason.REDEFINED))  # waits on
+
+
 def answers(records: list[ev.Record]) -> dict[str, object]:
     """What a reader must say of this journal, in plain JSON values."""
     projection = Projection()
     projection.fold(records)
     return {
-        "services": msgspec.to_builtins([service_record(s) for s in projection.in_order()]),
+        "services": msgspec.to_builtins(
+            [service_record(s, projection.services) for s in projection.in_order()]
+        ),
         "timeline": [line(event_record(record)) for record in records],
     }
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import selectors
 import signal
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,9 @@ class HoldingKeeper:
             self.outputs[service, run] = os.dup(output_fd)
         if pidfd is not None:
             self.pidfds[service, run] = os.dup(pidfd)
+        self.targets[service, run] = log
+
+    def redirect(self, service: str, run: int, log: LogTarget) -> None:
         self.targets[service, run] = log
 
     def release(self, service: str, run: int) -> None:
@@ -236,3 +240,36 @@ async def make_host(
 async def host(make_host: Callable[..., Host]) -> Host:
     """A runner with all that the machine can do."""
     return make_host()
+
+
+class VirtualClock(selectors.SelectSelector):
+    """Never waits: what would be waited for has passed. Counts how often the loop woke up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 0.0
+        self.wake_ups = 0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        assert timeout is not None, "everything waits and nothing is due"
+        self.now_s += max(timeout, 0.0)
+        self.wake_ups += timeout > 0.0
+        return []
+
+
+@pytest.fixture
+def on_virtual_time() -> Callable[[Callable[[VirtualClock], Coroutine[Any, Any, None]]], None]:
+    """Runs a scene on a loop whose time is a clock's."""
+
+    def play(scene: Callable[[VirtualClock], Coroutine[Any, Any, None]]) -> None:
+        clock = VirtualClock()
+
+        def virtual_loop() -> asyncio.AbstractEventLoop:
+            loop = asyncio.SelectorEventLoop(clock)
+            loop.time = lambda: clock.now_s  # type: ignore[method-assign]
+            return loop
+
+        with asyncio.Runner(loop_factory=virtual_loop) as runner:
+            runner.run(scene(clock))
+
+    return play

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -19,6 +20,7 @@ from registry.core.service import Service
 from registry.host import adoption, gate, proc
 from registry.host.health import Prober
 from registry.host.machine import Machine
+from registry.host.surroundings import Surroundings
 
 PARENT = """
 import os, sys
@@ -114,6 +116,8 @@ def adopt(
     machine = Machine(
         runner=host.runner,
         prober=cast(Prober, None),
+        surroundings=cast(Surroundings, SimpleNamespace(begin=lambda _service, _run: None)),
+        observe=lambda service, given: host.seen.put_nowait((service, given)),
         capabilities=host.capabilities,
         journal_id=host.mark().split("/")[0],
         environments={},
@@ -211,6 +215,84 @@ async def test_when_its_parent_is_killed_a_service_is_adopted(host, earlier):
     assert adopt(host, there.pid, there.start_time) == adopted(there.pid)
     os.kill(there.pid, signal.SIGTERM)
     assert (await host.next()).signal == signal.SIGTERM
+
+
+def take_over(heir, host) -> None:
+    """Orphans come to this process: only one of its runners may reap."""
+    host.close()
+    heir._name = host._name
+    heir.runner.listen()
+
+
+TWO = "sh -c 'echo $$; exec sleep 1000' & exec sleep 1001"
+
+
+@pytest.mark.parametrize("script", [TWO, f"setsid -f {TWO}"], ids=["in its session", "apart"])
+async def test_a_service_with_another_main_process_is_adopted_whole(
+    weak_host, earlier, host, script
+):
+    """It has named another main process in an earlier life: the journal has that one's number."""
+    there = earlier(script, "open")
+    take_over(weak_host, host)
+    main = host.executed(int(there.word()))
+    host.executed(there.pid)
+    assert adopt(weak_host, main, stat_of(main).start_time) == adopted(main)
+    os.kill(main, signal.SIGKILL)
+    seen = await weak_host.next()
+    assert (seen.signal, seen.group_empty) == (signal.SIGKILL, False)
+    weak_host.stop()
+    assert await weak_host.next() == GroupGone(run=1)
+    assert not stat_of(there.pid).is_alive
+
+
+async def test_the_session_of_another_main_process_is_known_without_a_mark(
+    weak_host, earlier, host
+):
+    """The leader is gone, and the third has no mark: only the session tells."""
+    script = "env -i sh -c 'echo $$; exec sleep 1000' & sh -c 'echo $$; exec sleep 1001' & wait"
+    there = earlier(script, "open")
+    take_over(weak_host, host)
+    pids = [host.executed(int(there.word())) for _process in range(2)]
+    main, bare = sorted(pids, key=lambda pid: proc.mark(pid) == "")
+    os.kill(there.pid, signal.SIGKILL)
+    there.tell("reap")
+    assert adopt(weak_host, main, stat_of(main).start_time) == adopted(main)
+    os.kill(main, signal.SIGKILL)
+    assert (await weak_host.next()).group_empty is False
+    weak_host.stop()
+    assert await weak_host.next() == GroupGone(run=1)
+    assert proc.stat(bare) is None or not stat_of(bare).is_alive
+
+
+async def test_of_a_dead_main_process_the_rest_is_found_by_its_mark(weak_host, earlier, host, gone):
+    there = earlier(TWO, "open")
+    take_over(weak_host, host)
+    main = host.executed(int(there.word()))
+    host.executed(there.pid)
+    start_time = stat_of(main).start_time
+    os.kill(main, signal.SIGKILL)
+    await gone(main)
+    (seen,) = adopt(weak_host, main, start_time)
+    assert seen.group_empty is False
+    weak_host.stop()
+    assert await weak_host.next() == GroupGone(run=1)
+    assert not stat_of(there.pid).is_alive
+
+
+async def test_a_child_of_ours_may_have_another_main_process(host, make_host):
+    """After an upgrade in place: the leader is ours, the main process its child."""
+    leader = host.script(TWO)
+    main = host.executed(int(await host.line()))
+    host.executed(leader)
+    host.close()
+    heir = make_host()
+    heir._name = host._name
+    assert adopt(heir, main, stat_of(main).start_time) == adopted(main)
+    heir.stop()
+    ended = await heir.next()
+    assert ended.signal == signal.SIGTERM
+    assert ended.group_empty or await heir.next() == GroupGone(run=1)
+    assert heir.seen.empty()
 
 
 # at the gate

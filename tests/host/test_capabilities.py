@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
 from registry.host import capabilities as module
+from registry.host import cgroup
 from registry.host.capabilities import (
     FALLBACKS,
     Capabilities,
@@ -79,6 +81,16 @@ def test_what_the_kernel_refuses_is_not_there(monkeypatch, number):
     assert found.pidfd is (number != "pidfd_open")
     assert found.pidfd_group is (number == "ioctl" and detect({}).pidfd_group)
     assert found.pidfd_exit is (number == "pidfd_send_signal" and detect({}).pidfd_exit)
+
+
+@pytest.mark.parametrize(("release", "has"), [("5.14.0", True), ("5.13.19", False)])
+def test_a_cgroup_is_of_use_where_it_can_be_killed(monkeypatch, release, has):
+    uname = os.uname()
+    monkeypatch.setattr(os, "uname", lambda: type(uname)((*uname[:2], release, *uname[3:])))
+    monkeypatch.setattr(cgroup, "find", lambda: Path("/own"))
+    assert detect({}).cgroup is has
+    monkeypatch.setattr(cgroup, "find", lambda: None)
+    assert not detect({}).cgroup
 
 
 def test_detecting_leaves_no_descriptor():

@@ -258,7 +258,8 @@ async def test_a_service_has_exactly_its_environment(host, shell, given, tmp_pat
 
 async def test_values_of_variables_are_on_no_command_line(host):
     pid = host.spawn(SH, "-c", "exit 0", env={"SECRET": "hunter2", "odd.name": "seen"})
-    command_line = Path(f"/proc/{pid}/cmdline").read_bytes()
+    while not (command_line := Path(f"/proc/{pid}/cmdline").read_bytes()):
+        os.sched_yield()  # the shell is still being set up
     assert b"hunter2" not in command_line
     assert b"odd.name=seen" in command_line
 
@@ -281,6 +282,205 @@ async def test_a_service_without_groups_has_none_of_ours(host):
 async def test_a_group_alone_keeps_the_user(host):
     host.script("id -u; id -g", gid=12345)
     assert [await host.line(), await host.line()] == [str(os.getuid()), "12345"]
+
+
+async def test_limits_and_priorities_hold_before_the_program_executes(host):
+    limits: dict[str, int | None] = {"nofile": 100, "core": 0, "fsize": None}
+    pid = host.spawn(
+        SH, "-c", STOP_READY, rlimits=limits, nice=5, oom_score_adj=500, files_max=1000
+    )
+    for name, value in limits.items():
+        number = getattr(resource, f"RLIMIT_{name.upper()}")
+        expected = resource.RLIM_INFINITY if value is None else value
+        assert resource.prlimit(pid, number) == (expected, expected)
+    assert os.getpriority(os.PRIO_PROCESS, pid) == 5
+    assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "500\n"
+    assert host.runner.open_gate("s", 1)
+    assert await host.line() == "ready"
+    assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (100, 100)  # before files_max
+
+
+@pytest.mark.parametrize(
+    ("fields", "key", "words"),
+    [
+        ({"rlimits": {"nofile": None}}, "limits.nofile", "unlimited: it takes CAP_SYS_RESOURCE"),
+        ({"rlimits": {"nonsense": 1}}, "limits.nonsense", "does not know it"),
+        ({"rlimits": {"nofile": 2**80}}, "limits.nofile", "does not know it"),
+        ({"oom_score_adj": 5000}, "oom_score_adj", "Invalid argument"),
+    ],
+)
+async def test_what_cannot_be_set_undoes_the_spawn(host, tmp_path, fields, key, words):
+    before = open_descriptors()
+    with pytest.raises(LaunchError, match=words) as raised:
+        host.spawn(SH, "-c", f"echo ran >{tmp_path}/trace", **fields)
+    assert (raised.value.reason, raised.value.key) == (Reason.NOT_PERMITTED, key)
+    assert raised.value.message.endswith(f"; change {key} or leave it out")
+    assert open_descriptors() == before
+    (pid,) = proc.children(os.getpid())
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == gate.NEVER_RAN
+    assert not (tmp_path / "trace").exists()
+
+
+NOBODY_SETS = """
+import os, sys
+from registry.host import gate
+from registry.host.launch import Launch, LaunchError
+os.setuid(65534)
+base = Launch(("/bin/true",), {}, "/", 0o22, None, None, ())
+for fields in ({"nice": -5}, {"oom_score_adj": -1}, {"rlimits": {"nofile": 2**19}}):
+    launch = Launch(**{name: getattr(base, name) for name in base.__struct_fields__} | fields)
+    gated = gate.spawn("/bin/sh", launch, None, "/dev/null")
+    try:
+        gate.constrain(gated.pid, launch)
+    except LaunchError as error:
+        print(error.reason, error.message)
+    os.close(gated.gate)
+    os.waitpid(gated.pid, 0)
+"""
+
+
+async def test_who_is_not_root_is_told_what_he_may_not_set():
+    limits = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 1000))"
+    done = subprocess.run(
+        [sys.executable, "-c", limits + NOBODY_SETS], capture_output=True, text=True, check=True
+    )
+    nice, oom, nofile = done.stdout.splitlines()
+    assert nice.startswith("not_permitted nice cannot be set to -5: it takes CAP_SYS_NICE")
+    assert oom.startswith("not_permitted oom_score_adj cannot be set to -1: it takes CAP_SYS_RES")
+    assert nofile.startswith("not_permitted limits.nofile cannot be set to 524288: it takes CAP_")
+
+
+def test_a_limit_that_cannot_be_set_just_now_may_be_tried_again(monkeypatch):
+    def fail(*_arguments):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(resource, "prlimit", fail)
+    launch = Launch(("/x",), {}, "/", 0, None, None, (), rlimits={"nofile": 9})
+    with pytest.raises(LaunchError) as raised:
+        gate.constrain(os.getpid(), launch)
+    assert raised.value.reason is Reason.NO_RESOURCES
+
+
+NET_BIND = 1 << 10  # linux/capability.h
+SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+
+
+@pytest.mark.parametrize("user", [{"uid": NOBODY, "gid": NOBODY}, {}], ids=["nobody", "root"])
+@pytest.mark.parametrize(
+    ("names", "mask"), [(("CAP_NET_BIND_SERVICE",), NET_BIND), ((), 0)], ids=["one", "none"]
+)
+async def test_a_service_has_exactly_its_capabilities(host, user, names, mask):
+    pid = host.script(STOP_READY, capabilities=names, no_new_privs=True, **user)
+    assert await host.line() == "ready"
+    assert {int(status(pid, each), 16) for each in SETS} == {mask}
+    assert status(pid, "NoNewPrivs") == "1"
+    assert status(pid, "Uid").split()[0] == str(user.get("uid", 0))
+
+
+async def test_without_a_word_privileges_stay_as_they_are(host):
+    pid = host.script(STOP_READY)
+    assert await host.line() == "ready"
+    assert status(pid, "CapBnd") == status(os.getpid(), "CapBnd")
+    assert status(pid, "NoNewPrivs") == "0"
+
+
+@pytest.mark.parametrize(
+    ("program", "capability", "reason"),
+    [
+        (SH, "CAP_NO_SUCH", Reason.NOT_PERMITTED),
+        ("/no/such", "CAP_KILL", Reason.EXEC_FAILED),
+    ],
+)
+async def test_a_failure_of_setpriv_is_told_from_one_of_the_program(
+    host, program, capability, reason
+):
+    host.start(program, capabilities=(capability,))
+    exited = await host.next()
+    assert exited.launch_failure is reason
+    assert "setpriv" in await host.line() or reason is Reason.EXEC_FAILED
+
+
+@pytest.mark.parametrize("code", [1, 127])
+async def test_a_service_behind_setpriv_may_exit_as_it_does(host, code):
+    host.script(f"exit {code}", capabilities=(), uid=NOBODY, gid=NOBODY)
+    exited = await host.next()
+    assert (exited.exit_code, exited.launch_failure) == (code, None)
+
+
+def test_privileges_that_cannot_be_set_are_told_by_who_ended():
+    steps = frozenset((gate.GATE, "setpriv", "env"))
+    for code in (1, 127):
+        assert gate.launch_failure(steps, "setpriv", code) == gate._NO_PRIVILEGES
+    assert gate.launch_failure(steps, "sh", 1) is None
+    alone = gate.launch_failure(steps - {"env"}, "setpriv", 127)
+    assert alone is not None
+    assert alone[0] is Reason.EXEC_FAILED
+
+
+@pytest.mark.parametrize(
+    ("fields", "key"), [({"no_new_privs": True}, "no_new_privs"), ({"capabilities": ()}, "cap")]
+)
+async def test_without_setpriv_privileges_are_refused(make_host, without, fields, key):
+    host = make_host(without(["setpriv"]))
+    with pytest.raises(LaunchError, match=f"{key}.* without setpriv: install") as raised:
+        host.spawn(SH, "-c", "exit 0", **fields)
+    assert raised.value.reason is Reason.NOT_PERMITTED
+    assert raised.value.key.startswith(key)
+
+
+PLACING = """
+import os
+from pathlib import Path
+from registry.host import gate, proc
+from registry.host.launch import Launch
+first, second = os.open("first", os.O_CREAT), os.open("second", os.O_CREAT)
+assert (first, second) == (3, 4)
+os.open("/dev/zero", 0)
+script = "ls -l /proc/$$/fd; exit 0"
+launch = Launch(
+    ("/bin/sh", "-c", script), {}, "/", 0o22, None, None, (), descriptors=(second, first, second)
+)
+gated = gate.spawn("/bin/sh", launch, None, "out")
+gate.open_gate(gated.gate)
+os.waitpid(gated.pid, 0)
+print(Path("out").read_text(), len(os.listdir("/proc/self/fd")))
+"""
+
+
+async def test_descriptors_stand_in_their_order_even_where_their_numbers_overlap(tmp_path):
+    (tmp_path / "out").touch()
+    found = subprocess.run(
+        [sys.executable, "-c", PLACING],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    ).stdout
+    placed = {
+        int(words[-3]): words[-1].rpartition("/")[2]
+        for line in found.splitlines()
+        if "->" in line and (words := line.split())
+    }
+    assert {number: placed[number] for number in (3, 4, 5)} == {
+        3: "second",
+        4: "first",
+        5: "second",
+    }
+    assert set(placed) == {0, 1, 2, 3, 4, 5}
+    assert found.split()[-1] == "7"  # 0 to 5 and the one that lists
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"uid": NOBODY, "gid": NOBODY, "env": {"odd.name": "x"}, "capabilities": ()}],
+    ids=["plain", "through setpriv and env"],
+)
+async def test_a_variable_can_hold_the_programs_own_pid(host, fields):
+    pid = host.script(
+        "echo $LISTEN_PID $WATCHDOG_PID $$", own_pid=("LISTEN_PID", "WATCHDOG_PID"), **fields
+    )
+    assert await host.line() == f"{pid} {pid} {pid}"
 
 
 async def test_output_reaches_the_keeper_through_a_fifo_without_a_name(host):

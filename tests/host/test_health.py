@@ -7,7 +7,6 @@ import contextlib
 import errno
 import gc
 import os
-import selectors
 import shutil
 import socket
 import ssl
@@ -18,7 +17,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -26,7 +25,7 @@ from hypothesis import strategies as st
 
 from registry.core.definition import Check
 from registry.host import http_probe
-from registry.host.health import Attempt, Prober, RunCommand, attempt
+from registry.host.health import Attempt, Prober, RunCommand, Shortage, attempt
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -123,6 +122,15 @@ def listening(path: Path, backlog: int = 5) -> socket.socket:
     return server
 
 
+def fill(path: Path, waiting: contextlib.ExitStack) -> None:
+    """Fills the backlog of a socket that nobody accepts from."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            client = waiting.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            client.connect(str(path))
+
+
 async def test_a_unix_socket_that_accepts_is_ok(folder: Path) -> None:
     with listening(folder / "s"):
         made = await asked(f"unix:{folder}/s")
@@ -142,17 +150,141 @@ async def test_a_unix_socket_that_is_missing_is_named_so(folder: Path) -> None:
 
 async def test_a_service_that_no_longer_accepts_is_not_taken_for_healthy(folder: Path) -> None:
     with listening(folder / "s", backlog=0), contextlib.ExitStack() as waiting:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                client = waiting.enter_context(socket.socket(socket.AF_UNIX))
-                client.setblocking(False)
-                client.connect(str(folder / "s"))
+        fill(folder / "s", waiting)
         made = await asked(f"unix:{folder}/s")
     assert made.error == "not accepting connections, its backlog is full"
 
 
 async def test_a_path_too_long_for_a_socket_is_an_error_not_an_exception() -> None:
     assert (await asked("unix:/" + "x" * 200)).error == "AF_UNIX path too long"
+
+
+# tcp:
+
+
+async def test_a_port_that_accepts_is_ok_and_sees_the_connection_closed_in_order() -> None:
+    read: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def until_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        read.put_nowait(await reader.read())  # a reset would raise
+
+    async with served(until_end) as port:
+        made = await asked(f"tcp:127.0.0.1:{port}")
+        assert (made.ok, made.error) == (True, None)
+        assert await read.get() == b""
+
+
+async def test_a_tcp_port_nobody_listens_on_is_refused() -> None:
+    async with served(until_hung_up) as port:
+        pass
+    assert (await asked(f"tcp:127.0.0.1:{port}")).error == "connection refused"
+
+
+async def test_an_ipv6_address_has_brackets_and_localhost_is_either() -> None:
+    try:
+        async with served(until_hung_up, "::1") as port:
+            assert (await asked(f"tcp:[::1]:{port}")).error is None
+            assert (await asked(f"tcp:localhost:{port}")).error is None
+    except OSError as error:
+        pytest.skip(f"this machine has no IPv6 loopback: {error}")
+
+
+async def test_numbers_and_localhost_need_no_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with served(until_hung_up) as port:
+        monkeypatch.setattr(socket, "getaddrinfo", None)
+        assert (await asked(f"tcp:127.0.0.1:{port}")).ok
+        assert (await asked(f"tcp:LocalHost:{port}")).ok
+
+
+async def test_a_tcp_port_that_takes_no_connection_ends_at_the_time_limit() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        port = server.getsockname()[1]
+        while (made := await asked(f"tcp:127.0.0.1:{port}", 0.2)).ok:
+            pass  # each attempt, though it has hung up, waits in the backlog
+        assert made.error == "timed out after 0.2 s"
+
+
+async def test_a_connection_with_ourselves_is_not_taken_for_a_service(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.get_running_loop()
+    connect = loop.sock_connect
+
+    async def from_that_port(client: socket.socket, address: Any) -> None:
+        client.bind(address)  # as the kernel does by chance
+        await connect(client, address)
+
+    async with served(until_hung_up) as port:
+        pass
+    monkeypatch.setattr(loop, "sock_connect", from_that_port)
+    assert (await asked(f"tcp:127.0.0.1:{port}")).error == "connection refused"
+
+
+# http+unix:
+
+
+@contextlib.asynccontextmanager
+async def served_at(path: Path, handler: Handler) -> AsyncIterator[None]:
+    """A server on a Unix socket."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await handler(reader, writer)
+        writer.transport.abort()
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.ensure_future(handle(reader, writer)))
+
+    server = await asyncio.start_unix_server(connected, path)
+    try:
+        yield
+    finally:
+        server.close()
+        await server.wait_closed()
+        await asyncio.wait_for(asyncio.gather(*tasks), PLENTY_S)
+
+
+async def test_http_over_a_unix_socket_asks_localhost_for_the_url(folder: Path) -> None:
+    requests = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(OK)
+        await reader.read()
+
+    async with served_at(folder / "a:s", handle):
+        made = await asked(f"http+unix:{folder}/a:s://a b?to=http://x")
+    assert (made.ok, made.error) == (True, None)
+    assert requests == [
+        b"GET //a%20b?to=http://x HTTP/1.1\r\nHost: localhost\r\n"
+        b"User-Agent: circleosd-health\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("handler", "error"),
+    [
+        (answering(b"HTTP/1.1 503 x\r\nContent-Length: 0\r\n\r\n"), "503 Service Unavailable"),
+        (answering(b""), "closed without an answer"),
+        (until_hung_up, "timed out after 0.2 s"),
+    ],
+    ids=["ill", "closes", "silent"],
+)
+async def test_http_over_a_unix_socket_is_judged_as_http(
+    folder: Path, handler: Handler, error: str
+) -> None:
+    async with served_at(folder / "s", handler):
+        assert (await asked(f"http+unix:{folder}/s:/health", 0.2)).error == error
+
+
+async def test_http_over_a_unix_socket_says_why_there_is_no_connection(folder: Path) -> None:
+    assert (await asked(f"http+unix:{folder}/s:/")).error == "no such file or directory"
+    listening(folder / "s").close()
+    assert (await asked(f"http+unix:{folder}/s:/")).error == "connection refused"
+    with listening(folder / "full", backlog=0), contextlib.ExitStack() as waiting:
+        fill(folder / "full", waiting)
+        made = await asked(f"http+unix:{folder}/full:/")
+    assert made.error == "not accepting connections, its backlog is full"
 
 
 # http:
@@ -371,6 +503,21 @@ async def test_a_hanging_resolver_holds_one_thread_and_no_other_name(
         "cmd:echo 'unclosed",
         "gopher:x",
         "heartbeat:",
+        "tcp:",
+        "tcp:80",
+        "tcp::80",
+        "tcp:127.0.0.1",
+        "tcp:127.0.0.1:0",
+        "tcp:127.0.0.1:65536",
+        "tcp:127.0.0.1:\u0661",
+        "tcp:::1:80",
+        "tcp:[::1]",
+        "tcp:me:secret@127.0.0.1:80",
+        f"tcp:{'x' * 70}:80",
+        "http+unix:",
+        "http+unix:/s",
+        "http+unix::/",
+        "http+unix:/s:health",
     ],
 )
 async def test_a_target_that_cannot_be_asked_is_an_error_not_an_exception(target: str) -> None:
@@ -507,19 +654,11 @@ async def test_a_command_is_judged_by_its_end(outcome: int | OSError, error: str
 # The prober, on virtual time
 
 
-class Clock(selectors.SelectSelector):
-    """Never waits: what would be waited for has passed. Counts how often the loop woke up."""
+class Clock(Protocol):
+    """What a scene sees of virtual time."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.now_s = 0.0
-        self.wake_ups = 0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        assert timeout is not None, "everything waits and nothing is due"
-        self.now_s += max(timeout, 0.0)
-        self.wake_ups += timeout > 0.0
-        return []
+    now_s: float
+    wake_ups: int
 
 
 class Stage:
@@ -554,8 +693,8 @@ class Stage:
             self.under_way.remove(service)
         return 1 if what in self.failing else 0
 
-    def watch(self, service: str, *checks: Check, run: int = 1) -> None:
-        self.prober.watch(service, run, checks, self.run)
+    def watch(self, service: str, *checks: Check, run: int = 1, **more: Any) -> None:
+        self.prober.watch(service, run, checks, self.run, **more)
 
     def times(self, what: str) -> list[float]:
         return [at_s for at_s, name in self.ran if name == what]
@@ -571,18 +710,11 @@ Play = Callable[[Callable[[Stage], Coroutine[Any, Any, None]]], None]
 
 
 @pytest.fixture
-def play() -> Play:
+def play(on_virtual_time: Callable[..., None]) -> Play:
     """Plays a scene on virtual time; afterwards the prober has to leave nothing behind."""
 
     def on_stage(scene: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
-        clock = Clock()
-
-        def virtual_loop() -> asyncio.AbstractEventLoop:
-            loop = asyncio.SelectorEventLoop(clock)
-            loop.time = lambda: clock.now_s  # type: ignore[method-assign]
-            return loop
-
-        async def main() -> None:
+        async def main(clock: Clock) -> None:
             stage = Stage(clock)
             await scene(stage)
             await stage.prober.close()
@@ -592,8 +724,7 @@ def play() -> Play:
             await asyncio.sleep(1_000)
             assert (len(stage.seen), clock.wake_ups) == (reported, wake_ups + 1)
 
-        with asyncio.Runner(loop_factory=virtual_loop) as runner:
-            runner.run(main())
+        on_virtual_time(main)
 
     return on_stage
 
@@ -929,6 +1060,313 @@ def test_a_receiver_that_raises_is_logged_and_hears_the_next_result(
 
     play(scene)
     assert caplog.text.count("LookupError: a bug") == 4
+
+
+# The interval that a service asks for
+
+
+def test_an_interval_set_by_the_service_holds_from_then_on(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.watch("web", heartbeat("one"), heartbeat("two", timeout_s=4.0), command("web", 1e6))
+        await stage.until(5.0)
+        stage.prober.set_interval("web", 2.0)
+        stage.prober.set_interval("unknown", 2.0)
+        await stage.until(8.0)
+        stage.prober.beat("web")
+        await stage.until(15.5)
+        beats = [(at_s, check, made.ok) for at_s, _, _, check, made in stage.seen if check != "web"]
+        assert beats == [
+            (8.0, "one", True),
+            (8.0, "two", True),
+            (13.0, "one", False),
+            (14.0, "two", False),
+            (15.0, "one", False),
+        ]
+
+    play(scene)
+
+
+def test_a_shorter_interval_is_not_waited_out_at_the_longer_one(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.watch("web", heartbeat(interval_s=10_000.0))
+        stage.prober.set_interval("web", 2.0)
+        await stage.until(6.0)
+        assert stage.results("web") == [(5.0, False)]
+
+    play(scene)
+
+
+def test_an_interval_of_zero_ends_the_wait_until_another_is_set(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.watch("web", heartbeat())
+        stage.prober.set_interval("web", 0.0)
+        before = stage.clock.wake_ups
+        await stage.until(1_000.0)
+        assert stage.clock.wake_ups - before == 1
+        assert stage.prober.beat("web")
+        stage.prober.set_interval("web", 2.0)
+        await stage.until(1_006.0)
+        assert stage.results("web") == [(1_000.0, True), (1_005.0, False)]
+
+    play(scene)
+
+
+def test_a_tiny_interval_floods_nobody(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.watch("web", heartbeat(timeout_s=1.0))
+        stage.prober.set_interval("web", 1e-6)
+        await stage.until(11.0)
+        assert 50 <= len(stage.seen) <= 101
+
+    play(scene)
+
+
+def test_an_adopted_run_is_held_to_the_interval_that_it_had_asked_for(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.watch("web", heartbeat(), beat_interval_s=2.0)
+        stage.prober.became_ready("web")
+        stage.watch("off", heartbeat(), beat_interval_s=0.0)
+        await stage.until(6.0)
+        assert [(at_s, made.error) for at_s, *_, made in stage.seen] == [
+            (5.0, "no heartbeat for 5 s")
+        ]
+        await stage.until(100.0)
+        assert stage.results("off") == []
+
+    play(scene)
+
+
+@pytest.mark.parametrize("interval_s", [None, 2.0], ids=["declared", "set before it was ready"])
+def test_where_readiness_is_said_no_beat_is_missed_before_it(
+    play: Play, interval_s: float | None
+) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.watch("web", heartbeat(), listens_before_ready=False)
+        if interval_s is not None:
+            stage.prober.set_interval("web", interval_s)
+        await stage.until(98.0)
+        assert stage.prober.beat("web")
+        await stage.until(100.0)
+        stage.prober.became_ready("web")
+        await stage.until(104.0)
+        stage.prober.became_ready("web")  # said again, it begins nothing anew
+        window_s = (interval_s or 10.0) + 3.0
+        await stage.until(114.0)
+        assert stage.results("web")[:2] == [(98.0, True), (100.0 + window_s, False)]
+
+    play(scene)
+
+
+def test_a_beat_missed_before_readiness_is_not_forgiven_by_it(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.watch("web", heartbeat())
+        await stage.until(12.0)
+        stage.prober.became_ready("web")
+        await stage.until(20.0)
+        assert stage.results("web") == [(13.0, False)]
+
+    play(scene)
+
+
+def test_a_little_lateness_of_our_own_spares_no_beat_that_is_due_often(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.watch("web", heartbeat(interval_s=0.1, timeout_s=1.0))
+        await stage.until(1.0)
+        stage.clock.now_s += 0.4
+        await stage.until(1.41)
+        assert stage.results("web")[0] == (1.4, False)
+
+    play(scene)
+
+
+# A service that calls itself sick
+
+
+def test_a_trigger_fails_every_heartbeat_check_at_once_and_finally(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.watch("web", heartbeat("one"), heartbeat("two"), command("asked", 1e6))
+        await stage.until(1.0)
+        assert stage.prober.trigger("web", "it said so")
+        sick = Attempt(False, "it said so", 0, final=True)
+        assert [(check, made) for *_, check, made in stage.seen[1:]] == [
+            ("one", sick),
+            ("two", sick),
+        ]
+        assert not stage.seen[0][-1].final
+        await stage.until(13.9)
+        assert len(stage.seen) == 3
+        await stage.until(14.1)
+        assert [made.final for *_, made in stage.seen[3:]] == [False, False]
+
+    play(scene)
+
+
+def test_a_trigger_that_no_check_listens_for_is_not_taken(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.watch("web", command("web"))
+        assert not stage.prober.trigger("web", "it said so")
+        assert not stage.prober.trigger("unknown", "it said so")
+        assert stage.seen == []
+
+    play(scene)
+
+
+# A service that is about to end
+
+
+def test_after_suspend_nothing_is_asked_or_judged(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.takes_s["web"] = 2.0
+        stage.watch("web", command("web", interval_s=5.0), heartbeat(), listens_before_ready=False)
+        stage.watch("beats", heartbeat())
+        await stage.until(1.0)
+        assert stage.under_way == {"web"}
+        for service in ("web", "beats", "unknown"):
+            stage.prober.suspend(service)
+            stage.prober.set_interval(service, 1.0)
+            stage.prober.became_ready(service)
+        assert stage.prober.beat("web")  # there is a listener: no fault of the service
+        assert stage.prober.trigger("web", "it said so")
+        before = stage.clock.wake_ups
+        await stage.until(100.0)
+        assert stage.clock.wake_ups - before == 1
+        assert stage.seen == []
+        assert stage.times("web") == [0.05]
+        assert stage.under_way == set()
+
+    play(scene)
+
+
+def test_a_command_that_suspend_ends_is_not_disturbed_in_its_cleaning_up(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        cleaned_up = asyncio.Event()
+
+        async def slow_to_end(argv: tuple[str, ...], timeout_s: float) -> int:
+            try:
+                await asyncio.sleep(timeout_s)
+            finally:
+                await asyncio.sleep(0.5)
+                cleaned_up.set()
+            return 0
+
+        stage.prober.watch("web", 1, (command("web"),), slow_to_end)
+        await stage.until(1.0)
+        stage.prober.suspend("web")
+        await stage.until(1.2)
+        stage.prober.forget("web", 1)
+        await stage.until(2.0)
+        assert cleaned_up.is_set()
+
+    play(scene)
+
+
+def test_the_run_after_a_suspended_one_is_checked(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.watch("web", command("web"))
+        stage.prober.suspend("web")
+        stage.prober.forget("web", 1)
+        stage.watch("web", command("web"), run=2)
+        await stage.until(1.0)
+        assert stage.results("web") == [(0.05, True)]
+
+    play(scene)
+
+
+# Once, now
+
+
+def test_once_asks_all_at_a_time_and_tells_only_who_asked(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        calls = []
+
+        async def run(argv: tuple[str, ...], timeout_s: float) -> int:
+            calls.append((stage.clock.now_s, argv[0], timeout_s))
+            await asyncio.sleep(2.0)
+            return 3 if argv[0] == "bad" else 0
+
+        checks = (command("good"), command("bad", timeout_s=4.0), Check("odd", "gopher:x"))
+        made = await stage.prober.once("web", checks, run)
+        assert stage.clock.now_s == pytest.approx(2.0)
+        assert calls == [(0.0, "good", 3.0), (0.0, "bad", 4.0)]
+        assert [check for check, _ in made] == list(checks)
+        good, bad, odd = (each for _, each in made)
+        assert (good.ok, good.error) == (True, None)
+        assert good.latency_ns == pytest.approx(2e9)
+        assert (bad.ok, bad.error) == (False, "exit code 3")
+        assert odd.error is not None
+        assert stage.seen == []
+
+    play(scene)
+
+
+def test_once_sees_the_present_verdict_on_a_heartbeat(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        async def verdict(service: str = "web") -> tuple[bool, str | None]:
+            ((_, made),) = await stage.prober.once(service, (heartbeat(),), no_command)
+            return made.ok, made.error
+
+        assert await verdict() == (False, "nothing listens")
+        stage.watch("web", command("web"))
+        assert await verdict() == (False, "nothing listens")
+        stage.watch("web", heartbeat(), run=2)
+        assert await verdict() == (True, None)
+        await stage.until(12.9)
+        assert await verdict() == (True, None)
+        await stage.until(15.0)
+        assert await verdict() == (False, "no heartbeat for 15 s")
+        stage.prober.beat("web")
+        assert await verdict() == (True, None)
+        stage.prober.trigger("web", "it said so")
+        assert await verdict() == (False, "it said so")
+        stage.prober.beat("web")
+        assert await verdict() == (True, None)
+        assert len(stage.seen) == 4
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("failure", "error"),
+    [
+        (
+            Shortage(errno.EMFILE, os.strerror(errno.EMFILE)),
+            "could not be asked: too many open files",
+        ),
+        (Shortage("no process left"), "could not be asked: no process left"),
+        (KeyError("x"), "could not be asked: a bug, see the registry's own log"),
+    ],
+)
+async def test_what_keeps_once_from_asking_is_told_and_spoils_no_other_result(
+    failure: Exception, error: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run(argv: tuple[str, ...], timeout_s: float) -> int:
+        if argv == ("fails",):
+            raise failure
+        return 0
+
+    prober = Prober(lambda *_: None, lambda _: 0.0)
+    made = await prober.once("web", (command("fails"), command("works")), run)
+    assert [(each.ok, each.error) for _, each in made] == [(False, error), (True, None)]
+    assert ("KeyError" in caplog.text) == isinstance(failure, KeyError)
+
+
+async def test_who_stops_waiting_for_once_ends_its_commands() -> None:
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def hang(argv: tuple[str, ...], timeout_s: float) -> int:
+        began.set()
+        try:
+            return await asyncio.get_running_loop().create_future()
+        finally:
+            ended.set()
+
+    prober = Prober(lambda *_: None, lambda _: 0.0)
+    asking = asyncio.create_task(prober.once("web", (command("web"),), hang))
+    await began.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert ended.is_set()
 
 
 async def test_a_prober_asks_real_services_and_closes_in_the_middle_of_attempts() -> None:

@@ -96,7 +96,7 @@ async def test_a_marked_member_proves_the_number(host, capabilities):
     os.kill(leader, signal.SIGKILL)
     assert (await host.next()).group_empty is False
     left = process_of(None, host.mark(), is_child=False)
-    left.pid, left.leader_gone, left.holds_number = leader, True, False
+    left.leader, left.leader_gone, left.holds_number = leader, True, False
     groups = Groups(capabilities)
     assert len(groups.members(left)) == 1
     assert left.holds_number

@@ -121,3 +121,14 @@ def test_boot_and_namespace_are_known():
     assert len(proc.boot_id()) == 36
     assert proc.pid_namespace().startswith("pid:[")
     assert sys.platform == "linux"
+
+
+def test_memory_is_told_of_what_is_there():
+    before = proc.memory(os.getpid())
+    held = bytearray(20_000_000)
+    after = proc.memory(os.getpid())
+    assert before
+    assert after
+    assert after[0] - before[0] > len(held) // 2
+    assert after[1] > 0
+    assert proc.memory(2**22) is None

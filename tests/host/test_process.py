@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import sys
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import pytest
 
 from registry.core.inputs import GroupGone, ProcessExited
-from registry.host import proc
+from registry.host import gate, proc
 from registry.host import process as process_module
 from registry.host.clock import mono_ns
+from registry.host.launch import LaunchError
 
 SH = "/bin/sh"
 # a process of its own session whose parents are gone: it can only be found by its mark
@@ -497,3 +499,187 @@ async def test_an_end_with_500_idle_neighbours_is_seen_without_a_scan_of_proc(ho
     exited = await host.next()
     assert exited == ProcessExited(run=1, exit_code=0, usage=exited.usage)
     assert looked == {pid}
+
+
+# the input of a command
+
+
+async def test_a_command_reads_the_text_it_is_given(host, tmp_path):
+    text = b"x" * 1_000_000 + b"\n"
+    launch = host.launch(SH, "-c", f"cat >{tmp_path}/got")
+    assert await host.runner.run_command(launch, 10.0, stdin=text) == 0
+    assert (tmp_path / "got").read_bytes() == text
+
+
+async def test_a_command_that_does_not_read_its_input_holds_nobody_up(host):
+    before = set(os.listdir("/proc/self/fd"))
+    launch = host.launch(SH, "-c", "test $(ls /proc/self/fd | wc -l) = 4")
+    assert await host.runner.run_command(launch, 10.0, stdin=b"x" * 1_000_000) == 0
+    assert set(os.listdir("/proc/self/fd")) == before
+    assert [path.name for path in host.folder.iterdir()] == [gate.GATE]
+
+
+async def test_a_command_is_given_no_descriptors_of_its_service(host):
+    launch = host.launch(SH, "-c", "test -e /dev/fd/3 && exit 9; read x; exit 7", descriptors=(2,))
+    assert await host.runner.run_command(launch, 10.0) == 7  # at once: /dev/null has no line
+
+
+async def test_a_command_has_the_limits_of_its_service(host):
+    launch = host.launch(SH, "-c", "test $(ulimit -n) = 64", rlimits={"nofile": 64})
+    assert await host.runner.run_command(launch, 10.0) == 0
+    refused = host.launch(SH, "-c", "exit 0", rlimits={"nofile": None})
+    with pytest.raises(LaunchError, match=r"limits\.nofile"):
+        await host.runner.run_command(refused, 10.0)
+
+
+# the main process
+
+
+@pytest.mark.parametrize("fallback", [(), ("pidfd", "pidfd_group", "pidfd_exit")])
+async def test_a_signal_for_the_main_process_reaches_it_alone(make_host, without, fallback):
+    host = make_host(without(fallback))
+    trap = "trap 'echo {0} got it' HUP; "
+    loop = "while :; do sleep 1000 & wait $!; done"
+    host.script(
+        f"(trap 'echo child' HUP; sleep 1000 & wait) & {trap.format('main')} echo up; {loop}"
+    )
+    assert await host.line() == "up"
+    host.runner.signal_main("s", 1, "SIGHUP")
+    assert await host.line() == "main got it"
+    host.runner.signal_main("s", 1, "SIGKILL")
+    assert (await host.next()).signal == signal.SIGKILL
+
+
+async def test_who_has_no_main_process_cannot_be_signalled(host):
+    host.spawn(SH, "-c", "exit 0")
+    with pytest.raises(ProcessLookupError, match="run 1 of s has no main process"):
+        host.runner.signal_main("s", 1, "SIGHUP")  # at its gate it would only die
+    with pytest.raises(ProcessLookupError, match="run 2 of s"):
+        host.runner.signal_main("s", 2, "SIGHUP")
+    host.script("sleep 1000 & exit 0", service="t")
+    assert (await host.next()).group_empty is False
+    with pytest.raises(ProcessLookupError, match="run 1 of t"):
+        host.runner.signal_main("t", 1, "SIGHUP")
+
+
+TWO = "sh -c 'echo other $$; exec sleep 1000' & exec sleep 1001"
+APART = "setsid -f " + TWO
+
+
+def kill_and_reap(host, pid: int) -> None:
+    pidfd = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGKILL)
+    select.select([pidfd], [], [])
+    os.close(pidfd)
+    host.runner.reap()
+    assert proc.stat(pid) is None
+
+
+async def two(host, script: str = TWO) -> tuple[int, int]:
+    """A main process and another of its run."""
+    first = host.script(script)
+    return first, host.executed(await word(host, "other"))
+
+
+@pytest.mark.parametrize("fallback", FALLBACKS)
+@pytest.mark.parametrize("script", [TWO, APART], ids=["in its session", "apart"])
+async def test_the_end_of_another_main_process_is_the_runs(make_host, without, script, fallback):
+    host = make_host(without(fallback))
+    first, other = await two(host, script)
+    assert host.runner.change_main("s", 1, other) == (other, stat_of(other).start_time)
+    kill_and_reap(host, first)
+    assert host.seen.empty()
+    assert host.runner.owner_of(other) == "s"
+    os.kill(other, signal.SIGUSR1)
+    exited = await host.next()
+    assert (exited.signal, exited.group_empty) == (signal.SIGUSR1, True)
+    assert exited.usage  # it had come to us
+
+
+async def test_another_main_process_ends_before_the_first(host):
+    first, other = await two(host)
+    assert host.runner.change_main("s", 1, other)
+    os.kill(other, signal.SIGKILL)
+    exited = await host.next()
+    assert (exited.signal, exited.group_empty) == (signal.SIGKILL, False)
+    host.stop()
+    assert await host.next() == GroupGone(run=1)
+    assert not is_alive(first)
+
+
+@pytest.mark.parametrize("fallback", FALLBACKS)
+@pytest.mark.parametrize("script", [TWO, APART], ids=["in its session", "apart"])
+async def test_a_stop_reaches_the_main_process_wherever_it_is(make_host, without, script, fallback):
+    host = make_host(without(fallback))
+    first, other = await two(host, script)
+    assert host.runner.change_main("s", 1, other)
+    kill_and_reap(host, first)
+    host.stop()
+    exited = await host.next()
+    assert (exited.signal, exited.group_empty) == (signal.SIGTERM, True)
+
+
+async def test_the_main_process_may_change_there_and_back(host, gone):
+    before = set(os.listdir("/proc/self/fd"))
+    first, other = await two(host)
+    for pid in (other, first):
+        os.close(host.keeper.pidfds.pop(("s", 1)))
+        assert host.runner.change_main("s", 1, pid)
+    os.kill(other, signal.SIGKILL)
+    await gone(other)
+    host.runner.signal_main("s", 1, "SIGTERM")
+    exited = await host.next()
+    assert (exited.signal, exited.group_empty) == (signal.SIGTERM, True)
+    host.keeper.close()
+    left = {
+        os.readlink(f"/proc/self/fd/{each}") for each in set(os.listdir("/proc/self/fd")) - before
+    }
+    assert not any("pidfd" in each or "output" in each for each in left), left
+
+
+async def test_only_a_living_member_becomes_the_main_process(host, gone):
+    first, other = await two(host)
+    stranger = host.start("/bin/sleep", "1000", service="stranger")
+    os.kill(other, signal.SIGKILL)
+    await gone(other)
+    for pid in (first, other, stranger, os.getpid(), 1, 0, -1, 2**22):
+        assert host.runner.change_main("s", 1, pid) is None
+    assert host.runner.change_main("nobody", 1, first) is None
+    assert host.runner.change_main("s", 2, first) is None
+
+
+async def test_the_keeper_holds_the_new_main_process(host):
+    _first, other = await two(host)
+    output = host.keeper.outputs["s", 1]
+    assert host.runner.change_main("s", 1, other)
+    info = f"/proc/self/fdinfo/{host.keeper.pidfds['s', 1]}"
+    with open(info) as file:
+        assert f"Pid:\t{other}\n" in file
+    assert host.keeper.outputs["s", 1] == output
+
+
+async def test_what_was_said_last_is_heard_before_an_end_is_looked_at(host):
+    """A daemon forks, names its child, and exits: the one who listens learns of both at once."""
+    first, other = await two(host)
+    host.runner.before_reap = lambda: host.runner.change_main("s", 1, other)
+    kill_and_reap(host, first)
+    assert host.seen.empty()
+    os.kill(other, signal.SIGKILL)
+    assert (await host.next()).signal == signal.SIGKILL
+
+
+# memory
+
+
+async def test_the_memory_of_all_processes_of_a_run_counts(host):
+    text = "x = bytearray(50_000_000); print('up', flush=True); input()"
+    command = f'{sys.executable} -c "{text}"'
+    read, write = os.pipe()
+    host.script(f"{command} <&3 & {command} <&3 & exec sleep 1000", descriptors=(read,))
+    assert [await host.line(), await host.line()] == ["up", "up"]
+    held = host.runner.memory("s", 1)
+    assert 100_000_000 < held < 200_000_000
+    assert host.runner.memory("s", 2) is None
+    assert host.runner.tier("s", 1) == host.runner.tier("s", 2) == "session"
+    os.close(read)
+    os.close(write)

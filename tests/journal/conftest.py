@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,7 +115,7 @@ async def opened(path: Path) -> AsyncIterator[Callable[..., Awaitable[Journal]]]
     """Opens the journal at `path`, or another; what a test leaves open is closed."""
     journals: list[Journal] = []
 
-    async def open_(other: Path | None = None, **options: str) -> Journal:
+    async def open_(other: Path | None = None, **options: Any) -> Journal:
         journals.append(await Journal.open(other or path, **options))
         return journals[-1]
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from registry.keeper import client
-from registry.keeper.client import Keeper, OutputEnded
+from registry.keeper.client import Keeper, Note, OutputEnded
 
 PROGRAM = str(Path(client.__file__).with_name("__main__.py"))
 
@@ -42,6 +43,34 @@ class Output:
         os.close(self.reader)
 
 
+class Ear:
+    """A service's notification socket, as a registry makes it; `tell` is what a process does."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.socket.bind(str(path))
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def tell(self, *texts: str, fds: list[int] | None = None) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.connect(str(self.path))
+            for text in texts:
+                socket.send_fds(sender, [text.encode()], fds or [])
+
+    @property
+    def has_unread(self) -> bool:
+        return bool(select.select([self.socket], [], [], 0)[0])
+
+    def wait_until_read(self) -> None:
+        """Somebody has taken all that was told."""
+        while self.has_unread:
+            os.sched_yield()
+
+
 class Side(Keeper):
     """A daemon's side that notes what it hears."""
 
@@ -50,12 +79,14 @@ class Side(Keeper):
         self.grown: asyncio.Queue[str] = asyncio.Queue()
         self.ended: asyncio.Queue[tuple[str, int, int]] = asyncio.Queue()
         self.said: asyncio.Queue[str] = asyncio.Queue()
+        self.told: asyncio.Queue[list[Note]] = asyncio.Queue()
         self.processes: dict[int, int] = {}
         super().__init__(
             socket_path,
             on_grew=self.grown.put_nowait,
             on_output_ended=self._note_end,
             log=self.said.put_nowait,
+            on_notes=self.told.put_nowait,
             **named,
         )
 
@@ -100,6 +131,19 @@ def make_output(folder: Path) -> Iterator[Callable[[], Output]]:
     yield make
     for output in made:
         output.close()
+
+
+@pytest.fixture
+def make_ear(folder: Path) -> Iterator[Callable[[], Ear]]:
+    made: list[Ear] = []
+
+    def make() -> Ear:
+        made.append(Ear(folder / f"notify{len(made)}"))
+        return made[-1]
+
+    yield make
+    for ear in made:
+        ear.socket.close()
 
 
 @pytest.fixture

@@ -139,7 +139,7 @@ def live_and_die(folder: Path, *, with_keeper: bool) -> None:
 
 async def finish(side, writers, log: LogTarget) -> None:
     """A last daemon, which stays to the end."""
-    for each in await side.connect():
+    for each in (await side.connect()).kept:
         each.close()
     side.keep("web", 1, writers.reader, None, log)
     assert (await side.ended.get())[:2] == ("web", 1)

@@ -33,7 +33,7 @@ async def main():
     folder = Path(sys.argv[1])
     nothing = lambda *_: None
     keeper = Keeper(folder / "keeper.sock", on_grew=nothing, on_output_ended=nothing, log=print)
-    assert await keeper.connect() == []
+    assert (await keeper.connect()).kept == []
     reader = os.open(folder / "fifo0", os.O_RDONLY | os.O_NONBLOCK)
     log = LogTarget(str(folder / "web.log"), 1000000, 3)
     keeper.keep("web", 7, reader, os.pidfd_open(int(sys.argv[2])), log)
@@ -84,7 +84,7 @@ async def answered(side) -> None:
 async def test_bytes_arrive_exactly(splice, start_keeper, make_side, make_output, log) -> None:
     start_keeper("--splice", splice)
     side, output = make_side(), make_output()
-    assert await side.connect() == []
+    assert (await side.connect()).kept == []
     side.keep("web", 1, output.reader, None, log)
     data = bytes(range(256)) * 2000
     await asyncio.to_thread(os.write, output.writer, data)
@@ -176,7 +176,7 @@ async def test_kill_9_of_the_daemon_gives_the_next_one_all_back(
     service.stdin.write(b"said to nobody\n")
     service.stdin.close()
     side = make_side()
-    [kept] = await side.connect()
+    [kept] = (await side.connect()).kept
     assert side.pid == keeper_pid
     log = LogTarget(str(folder / "web.log"), 1_000_000, 3)
     assert (kept.service, kept.run, kept.log) == ("web", 7, log)
@@ -202,7 +202,7 @@ async def test_an_output_that_ended_while_nobody_listened_is_told_later(
     output.write("last words\n")
     output.end()
     second = make_side()
-    [kept] = await second.connect()
+    [kept] = (await second.connect()).kept
     assert (kept.service, kept.run) == ("web", 3)
     kept.close()
     assert await second.ended.get() == ("web", 3, 0)
@@ -235,7 +235,7 @@ async def test_an_unread_exit_keeps_it_alive_until_released(make_side, folder, i
     service.wait()
     side.close()
     again = make_side()
-    [kept] = await again.connect()
+    [kept] = (await again.connect()).kept
     assert again.pid == next(iter(side.processes))
     kept.close()
     again.release("web", 1)
@@ -263,10 +263,57 @@ async def test_what_was_released_while_it_was_away_is_not_kept(make_side, make_o
     assert text_of(log) == "x\n"
     side.close()
     other = make_side()
-    kept = await other.connect()
+    kept = (await other.connect()).kept
     assert [(k.service, k.output_fd is None, k.pidfd) for k in kept] == [("api", False, None)]
     for each in kept:
         each.close()
+
+
+async def test_another_main_process_leaves_the_output_as_it_is(make_side, make_output, log) -> None:
+    side, output = make_side(), make_output()
+    await side.connect()
+    first, second = os.pidfd_open(os.getpid()), os.pidfd_open(os.getppid())
+    side.keep("web", 1, output.reader, first, log)
+    side.keep("web", 1, None, second, None)
+    await answered(side)
+    os.kill(side.pid, signal.SIGKILL)
+    assert "is gone" in await side.said.get()
+    output.write("x\n")
+    await answered(side)
+    side._disconnect()
+    [kept] = (await make_side().connect()).kept
+    assert kept.log == log
+    assert f"Pid:\t{os.getppid()}\n" in Path(f"/proc/self/fdinfo/{kept.pidfd}").read_text()
+    kept.close()
+    os.close(first)
+    os.close(second)
+    assert text_of(log) == "x\n"
+
+
+async def test_redirected_output_goes_to_the_other_log_from_then_on(
+    make_side, make_output, log
+) -> None:
+    side, output = make_side(), make_output()
+    other, third = (LogTarget(f"{log.path}-{name}", 1000, 2) for name in ("other", "third"))
+    await side.connect()
+    side.keep("web", 1, output.reader, None, log)
+    side.redirect("web", 9, other)
+    side.watch("web")
+    output.write("x\n")
+    while not (Path(log.path).exists() and text_of(log)):
+        await side.grown.get()
+    side.redirect("web", 1, other)
+    await answered(side)
+    output.write("y\n")
+    while not (Path(other.path).exists() and text_of(other)):
+        await side.grown.get()
+    side._lose("was left by the test")
+    side.redirect("web", 1, third)
+    await answered(side)
+    output.write("z\n")
+    output.end()
+    assert await side.ended.get() == ("web", 1, 0)
+    assert [text_of(each) for each in (log, other, third)] == ["x\n", "y\n", "z\n"]
 
 
 async def test_only_watched_services_are_reported(make_side, make_output, log) -> None:
@@ -340,7 +387,7 @@ async def test_a_stale_socket_is_replaced(make_side, folder) -> None:
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(folder / "keeper.sock"))
     side = make_side()
-    assert await side.connect() == []
+    assert (await side.connect()).kept == []
     assert side.pid is not None
     assert side.said.empty()
 
@@ -350,7 +397,7 @@ async def test_a_newer_daemon_replaces_the_older(make_side, make_output, log) ->
     await older.connect()
     older.keep("web", 1, output.reader, None, log)
     await answered(older)
-    [kept] = await newer.connect()
+    [kept] = (await newer.connect()).kept
     kept.close()
     assert "another daemon" in await older.said.get()
     output.end()
@@ -382,7 +429,7 @@ async def test_a_keeper_that_cannot_be_started_is_tried_again(
     make_side, make_output, log, folder
 ) -> None:
     side, output = make_side(python=str(folder / "python")), make_output()
-    assert await side.connect() == []
+    assert (await side.connect()).kept == []
     assert "cannot be started" in await side.said.get()
     side.keep("web", 1, output.reader, None, log)
     output.write("waited\n")
@@ -394,7 +441,7 @@ async def test_a_keeper_that_cannot_be_started_is_tried_again(
 
 async def test_a_keeper_that_dies_at_once_is_tried_again_ever_more_slowly(make_side) -> None:
     side = make_side(python="/bin/false")
-    assert await side.connect() == []
+    assert (await side.connect()).kept == []
     for _ in range(3):
         assert "keeper is gone" in await side.said.get()
     assert side._delay_s >= 0.2
@@ -442,7 +489,7 @@ async def test_an_ended_output_is_told_to_every_daemon_until_one_has_taken_note(
     pid = first.pid
     first._disconnect()  # it dies: not a word more
     second = make_side(hears=False)
-    [kept] = await second.connect()
+    [kept] = (await second.connect()).kept
     assert second.pid == pid, "there was nothing else to keep, and yet it stayed"
     assert (kept.service, kept.run, kept.output_fd, kept.log) == ("web", 2, None, log)
     assert await second.ended.get() == ("web", 2, 0)
@@ -450,7 +497,7 @@ async def test_an_ended_output_is_told_to_every_daemon_until_one_has_taken_note(
     await answered(second)
     second._disconnect()
     third = make_side()
-    assert [kept for kept in await third.connect() if kept.service == "web"] == []
+    assert [kept for kept in (await third.connect()).kept if kept.service == "web"] == []
 
 
 async def test_a_daemon_that_leaves_wants_to_be_told_nothing_more(

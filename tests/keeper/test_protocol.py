@@ -175,6 +175,11 @@ def test_the_keeper_survives_malformed_messages(folder, start_keeper) -> None:
         },
         {"type": "release", "service": "nobody", "run": 99},
         {"type": "watch"},
+        {"type": "hold", "service": "e"},
+        {"type": "hold", "service": "e", "slot": 5},
+        {"type": "hold", "service": "f", "slot": "stored:1", "meta": [1]},
+        {"type": "drop", "service": "nobody", "slot": "notify"},
+        {"type": "noted", "at_mono_ns": "x"},
         {"type": "tomorrow", "service": "x", "run": 1},
     ]
     with connect(folder) as sock:

@@ -131,11 +131,11 @@ def test_a_whole_journal_is_intact_and_says_its_head(journal: Path, replay) -> N
     head = _hashes(journal)[-1]
     assert replay("--verify", journal)[:2] == (
         0,
-        f"journal {journal}: 122 events, head {head}: intact\n",
+        f"journal {journal}: 185 events, head {head}: intact\n",
     )
 
 
-@pytest.mark.parametrize("seq", [1, 40, 122])
+@pytest.mark.parametrize("seq", [1, 40, 185])
 def test_a_head_noted_earlier_is_found(journal: Path, replay, seq: int) -> None:
     noted = _hashes(journal)[seq - 1]
     answer = replay("--verify", "--head", noted.upper(), journal)
@@ -182,15 +182,15 @@ def test_a_move_that_no_rule_allows_shows_in_an_unbroken_chain(write, story: lis
 def test_a_type_of_a_newer_version_shows(journal: Path, replay) -> None:
     with closing(sqlite3.connect(journal)) as connection, connection:
         rows = connection.execute("SELECT * FROM events ORDER BY seq").fetchall()
-        row = (123, 1, 1, 123, None, None, "moon_rose", None, None, "{}")
+        row = (186, 1, 1, 186, None, None, "moon_rose", None, None, "{}")
         connection.execute(
             f"INSERT INTO events VALUES ({', '.join('?' * 11)})",
             (*row, chain_hash(rows[-1][-1], row)),
         )
     answer = replay("--verify", journal)
     assert answer.status == 1
-    assert "event 123 is of the type 'moon_rose'" in answer.out
-    assert "events 1 to 122 can still be trusted" in answer.out
+    assert "event 186 is of the type 'moon_rose'" in answer.out
+    assert "events 1 to 185 can still be trusted" in answer.out
 
 
 def test_an_index_that_lies_shows(journal: Path, replay, change) -> None:
@@ -202,7 +202,7 @@ def test_an_index_that_lies_shows(journal: Path, replay, change) -> None:
     answer = replay("--verify", journal)
     assert answer.status == 1
     assert "beside the events SQLite finds damage" in answer.out
-    assert "events 1 to 122 can still be trusted" in answer.out
+    assert "events 1 to 185 can still be trusted" in answer.out
 
 
 def test_no_byte_of_the_file_changes_an_event_unseen(

@@ -201,6 +201,28 @@ class Box:
 
         return int(wait_for(found, "a keeper runs"))
 
+    def kill_keeper(self) -> None:
+        """End the keeper as a crash would, and wait until the registry has another, that holds the same."""
+        assert self.daemon is not None
+        before = self.keeper_pid()
+        held = _open_files(before) & _open_files(self.daemon.pid)
+        os.kill(before, signal.SIGKILL)
+        wait_for(
+            lambda: (now := self.keeper_pid()) != before and held <= _open_files(now),
+            "another keeper holds what this one did",
+        )
+
+    def upgrade(self) -> None:
+        """Ask for it, and wait until the next program of the same process answers."""
+        before = self.data("version")["started_at"]
+        self.data("upgrade")
+        wait_for(lambda: self._began_after(before), "it has begun anew")
+
+    def _began_after(self, before: str) -> bool:
+        with contextlib.suppress(OSError, ValueError):  # an answer that never came: it had ended
+            return bool(self.data("version")["started_at"] != before)
+        return False
+
     def left(self) -> list[int]:
         """What runs of this folder's registry: services, their children, the keeper, the registry itself."""
         return [
@@ -243,6 +265,7 @@ class Box:
         try:
             environment = Path(f"/proc/{pid}/environ").read_bytes()
             command = Path(f"/proc/{pid}/cmdline").read_text()
+            command += os.readlink(f"/proc/{pid}/cwd")  # nginx writes its title over both
         except OSError:
             return False
         ours = f"CIRCLEOSD_SOCKET={self.socket}".encode() in environment.split(b"\0")
@@ -256,9 +279,25 @@ def _words(pid: int) -> list[bytes]:
         return []
 
 
+def _open_files(pid: int) -> set[str]:
+    """What the descriptors of a process are open on."""
+    found = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found.add(os.readlink(path))
+    return found
+
+
 @pytest.fixture
 def box(short_dir: Path) -> Iterator[Box]:
     """A folder with a registry to be."""
     made = Box(short_dir)
     yield made
     made.clean_up()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of 127.0.0.1 at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])

@@ -6,6 +6,8 @@ import os
 import signal
 import socket
 import sqlite3
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -50,7 +52,7 @@ def test_a_wrong_file_is_refused_with_everything_that_is_wrong(box):
             (7, "cmd"),
             (8, "restart"),
             (9, "did you mean 'health_check'?"),
-            (12, "number 1 of this file"),
+            (12, "has this name, too"),
             (14, "ftp"),
             (15, "stop"),
         ):
@@ -301,6 +303,76 @@ def goes_on(box, damaged: bytes) -> None:
     assert box.stop() == 0
     for part in box.journal.parent.glob("registry.db*"):
         part.unlink()
+
+
+def overwrite(journal: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        part = journal.with_name(journal.name + suffix)
+        with part.open("r+b") as file:
+            file.write(os.urandom(part.stat().st_size))
+
+
+def empty(journal: Path) -> None:
+    os.truncate(journal, 0)
+
+
+def break_row(seq: int) -> Callable[[Path], None]:
+    def cut(journal: Path) -> None:
+        with sqlite3.connect(journal) as connection:
+            connection.execute("UPDATE events SET body = '{' WHERE seq = ?", (seq,))
+        connection.close()
+
+    return cut
+
+
+ONCE_MORE = 'cmd = ["sh", "-c", "echo $$ >> {}; exec sleep 1000"]\n'
+GOES_ON = {
+    "overwritten": overwrite,
+    "emptied": empty,
+    "gone": Path.unlink,
+    "without its first row": break_row(1),
+    "without its beginning": break_row(2),
+    "without what was declared": break_row(3),
+}
+
+
+@pytest.mark.parametrize("damage", GOES_ON.values(), ids=GOES_ON)
+def test_however_much_of_a_journal_is_damaged_nothing_is_started_twice(box, damage):
+    services = [f'[[service]]\nname = "{name}"\n{ONCE_MORE.format(name)}' for name in "ab"]
+    box.configure("\n".join(services))
+    box.start()
+    box.data("restart", service="b", wait=True)
+    pids = {name: box.wait_status(name, "Running")["pid"] for name in "ab"}
+    name = box.events()[0]["data"]["journal_id"]
+    for run, service in enumerate("ab", 1):
+        box.wait_lines(service, run)
+    box.kill()
+    damage(box.journal)
+    box.start()
+    for run, service in enumerate("ab", 1):
+        record = box.wait_status(service, "Running")
+        assert (record["pid"], record["run"]) == (pids[service], run)
+        assert len(box.lines(service)) == run
+        assert box.last(service, "adopted")["reason"] == "unjournaled"
+    assert box.data("restart", service="b", wait=True)[0]["run"] == 3, "no number is used again"
+    assert [event["data"]["journal_id"] for event in box.events(type="journal_created")] == [name]
+    assert not box.is_running(pids["b"])
+    box.verify()
+
+
+def test_what_a_registry_remembers_for_a_damaged_journal_is_its_own_affair(box):
+    """Only its owner reads it, and what cannot be read is no trouble."""
+    box.configure(GOOD)
+    box.start()
+    pid = box.wait_status("a", "Running")["pid"]
+    remembered = box.folder / "var" / "registry.id"
+    assert remembered.stat().st_mode & 0o777 == 0o600
+    for text in (b"", b"{}", b"\xff", b"[]"):
+        box.kill()
+        remembered.write_bytes(text)
+        box.start()
+        assert box.service("a")["pid"] == pid
+        assert len(remembered.read_bytes()) > len(text), "remembered anew"
 
 
 def test_a_digest_key_that_is_lost_is_made_anew(box):

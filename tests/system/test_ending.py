@@ -51,7 +51,8 @@ def test_a_signal_stops_every_service_and_leaves_nothing(box, number):
     box.verify()
     assert not box.journal.with_name("registry.db-wal").exists(), "the journal is one file again"
     leftovers = {path.name for path in (box.folder / "var").iterdir()}
-    expected = {"registry.db", "registry.lock", "digest.key", "svc-gate", "log", "keeper.log"}
+    expected = {"registry.db", "registry.lock", "registry.id", "digest.key"}
+    expected |= {"svc-gate", "log", "keeper.log"}
     assert leftovers <= expected, leftovers - expected
 
 

@@ -268,6 +268,39 @@ def test_a_copy_leaves_alone_what_the_first_one_left_running(box, second):
     assert (box.service("app")["pid"], box.service("app")["run"]) == (pid, 1)
 
 
+@pytest.mark.parametrize("damage", [lambda journal: os.truncate(journal, 0), Path.unlink])
+def test_a_copy_that_is_damaged_leaves_alone_what_the_first_one_runs(box, second, damage):
+    """What is remembered beside the journal was copied, too, and says whose it is."""
+    box.configure(service("app", SLEEP))
+    box.start()
+    pid = box.wait_status("app", "Running")["pid"]
+    copy = second()
+    damage(copy.journal)
+    copy.start()
+    record = copy.wait_status("app", "Running")
+    assert record["pid"] != pid
+    assert copy.events()[0]["data"]["source"] == str(box.journal)
+    assert marks(record["pid"]) != marks(pid)
+    assert copy.stop() == 0
+    assert (box.service("app")["pid"], box.service("app")["run"]) == (pid, 1)
+    copy.verify()
+
+
+def test_a_copy_with_garbage_for_a_journal_is_refused(box, second):
+    """That it was a journal of ours is known only of the file that it was."""
+    box.configure(service("app", SLEEP))
+    box.start()
+    copy = second()
+    garbage = os.urandom(10_000)
+    copy.journal.write_bytes(garbage)
+    for suffix in ("-wal", "-shm"):
+        copy.journal.with_name(copy.journal.name + suffix).unlink()
+    status, told = copy.run("--config", "etc/services.toml")
+    assert status == 69
+    assert str(copy.journal) in told
+    assert copy.journal.read_bytes() == garbage
+
+
 def test_a_journal_that_was_moved_is_the_same_registry(box, second):
     """Copied to another disk, say, and the first taken away: its services are adopted, not started twice."""
     box.configure(service("app", ONCE_MORE))

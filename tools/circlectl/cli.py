@@ -11,11 +11,12 @@ import sys
 from typing import Any
 
 import click
+from click.shell_completion import BashComplete, add_completion_class
 
 import registry
 from registry.client import RegistryError
 
-from . import commands, exits, queries, streams
+from . import commands, configuration, exits, queries, streams
 from .session import Session, common, note
 
 COMMANDS = (
@@ -25,14 +26,27 @@ COMMANDS = (
     commands.stop,
     commands.restart,
     commands.reset,
+    commands.signal,
+    commands.reload,
     queries.health,
+    queries.check,
     streams.logs,
     streams.events,
+    configuration.show,
+    configuration.plan,
+    configuration.apply,
     queries.validate,
     queries.version,
     commands.shutdown,
     commands.upgrade,
 )
+
+
+@add_completion_class
+class Bash(BashComplete):
+    """Completion in bash, to which web@1 is one word and not three."""
+
+    source_template = "COMP_WORDBREAKS=${COMP_WORDBREAKS//@}\n" + BashComplete.source_template
 
 
 class Program(click.Group):
@@ -48,7 +62,7 @@ class Program(click.Group):
             return super().invoke(ctx)
         except RegistryError as error:
             ctx.ensure_object(Session).complain(error)
-            return exits.of_error(error.code)
+            return exits.of_error(error)
         except KeyboardInterrupt:
             return exits.INTERRUPTED
         except OSError as error:

@@ -1,4 +1,4 @@
-"""The commands that change something: start, stop, restart, reset, shutdown, upgrade.
+"""The commands that change something: start, stop, restart, reset, signal, reload, shutdown, upgrade.
 
 A command was accepted when it is in the journal. With --wait it succeeded when each service ended as
 asked: Stopped after stop, else Running, or Stopped because it completed.
@@ -17,12 +17,30 @@ from registry.client import RegistryError
 
 from . import exits, words
 from .screen import Screen
-from .session import EVERYTHING, Session, common, duration, names, note, now, write
+from .session import (
+    EVERYTHING,
+    SELECTION,
+    Session,
+    common,
+    duration,
+    names,
+    note,
+    now,
+    services,
+    write,
+)
 from .words import Record, escaped
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 TIMEOUT_S = 60.0
+
+_NO_RELOAD_NAME = (
+    "reload takes a NAME: a service re-reads its own files. "
+    "To take up a changed services.toml: circlectl apply"
+)
+_TOLD_EACH = ("partial_failure", "timed_out")
+"""The errors whose data tell of each service."""
 
 
 def waits(command: F) -> F:
@@ -39,15 +57,13 @@ def waits(command: F) -> F:
     return with_wait(with_timeout(command))
 
 
-@click.command()
+@click.command(epilog=SELECTION)
 @names
 @waits
 @common
 @click.pass_obj
 def start(session: Session, names: tuple[str, ...], wait: bool, timeout: float | None) -> int:
     """Start services, and want them up.
-
-    `all` stands for every service.
 
     \b
     Examples:
@@ -57,33 +73,42 @@ def start(session: Session, names: tuple[str, ...], wait: bool, timeout: float |
     return _command(session, "start", names, wait, timeout)
 
 
-@click.command()
+@click.command(epilog=SELECTION)
 @names
+@click.option(
+    "--with-dependents", is_flag=True, help="Stop first what depends on them, directly or not."
+)
 @waits
 @common
 @click.pass_obj
-def stop(session: Session, names: tuple[str, ...], wait: bool, timeout: float | None) -> int:
+def stop(
+    session: Session,
+    names: tuple[str, ...],
+    with_dependents: bool,
+    wait: bool,
+    timeout: float | None,
+) -> int:
     """Stop services, and want them down.
 
-    `all` stands for every service.
+    What depends on them goes on, and is named, unless --with-dependents stops it, too.
 
     \b
     Examples:
       circlectl stop web
+      circlectl stop db --with-dependents
       circlectl stop all --wait
     """
-    return _command(session, "stop", names, wait, timeout)
+    more = {"with_dependents": True} if with_dependents else {}
+    return _command(session, "stop", names, wait, timeout, **more)
 
 
-@click.command()
+@click.command(epilog=SELECTION)
 @names
 @waits
 @common
 @click.pass_obj
 def restart(session: Session, names: tuple[str, ...], wait: bool, timeout: float | None) -> int:
     """Stop services where they run, and start them.
-
-    `all` stands for every service.
 
     \b
     Examples:
@@ -93,14 +118,14 @@ def restart(session: Session, names: tuple[str, ...], wait: bool, timeout: float
     return _command(session, "restart", names, wait, timeout)
 
 
-@click.command()
+@click.command(epilog=SELECTION)
 @names
 @common
 @click.pass_obj
 def reset(session: Session, names: tuple[str, ...]) -> int:
     """Forget past failures.
 
-    Counters go to zero, a Failed service is Stopped; `all` stands for every service.
+    Counters go to zero, a Failed service is Stopped.
 
     \b
     Examples:
@@ -108,6 +133,52 @@ def reset(session: Session, names: tuple[str, ...]) -> int:
       circlectl reset all
     """
     return _command(session, "reset", names, False, None)
+
+
+@click.command(epilog=SELECTION)
+@names
+@click.argument("signal_", metavar="SIGNAL", required=False)
+@common
+@click.pass_obj
+def signal(session: Session, names: tuple[str, ...], signal_: str | None) -> int:
+    """Send a signal to the main process of services.
+
+    SIGNAL is a name or a number: HUP, SIGHUP, 1.
+
+    \b
+    Examples:
+      circlectl signal web HUP
+      circlectl signal tag:front USR1
+    """
+    if not names or signal_ is None:
+        raise click.UsageError("name the services, and then the signal: circlectl signal web HUP")
+    return _request(session, "signal", f"signal {signal_} sent", names, signal=signal_)
+
+
+@click.command(epilog=SELECTION)
+@names
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    callback=duration,
+    help=f"Wait at most so long for a command that reloads (5s, 2m; {TIMEOUT_S:g} s by default).",
+)
+@common
+@click.pass_obj
+def reload(session: Session, names: tuple[str, ...], timeout: float | None) -> int:
+    """Have services re-read their own files.
+
+    It does what `reload` in their definition says: sends a signal, or runs a command and waits for its end.
+
+    \b
+    Examples:
+      circlectl reload nginx
+      circlectl reload tag:front --timeout 5s
+    """
+    if not names:
+        raise click.UsageError(_NO_RELOAD_NAME)
+    limit_s = TIMEOUT_S if timeout is None else timeout
+    return _request(session, "reload", "reloaded", names, wait=True, timeout=limit_s)
 
 
 @click.command()
@@ -167,11 +238,16 @@ def _begun_after(session: Session, before: str) -> dict[str, Any]:
 
 
 def _command(
-    session: Session, command: str, names: tuple[str, ...], wait: bool, timeout: float | None
+    session: Session,
+    command: str,
+    names: tuple[str, ...],
+    wait: bool,
+    timeout: float | None,
+    **more: bool,
 ) -> int:
     if not names:
         raise click.UsageError(f"name the services to {command}, or {EVERYTHING}")
-    params: dict[str, Any] = {"service": _services(names)}
+    params: dict[str, Any] = {"service": services(names), **more}
     if wait or timeout is not None:
         params |= {"wait": True, "timeout": TIMEOUT_S if timeout is None else timeout}
     asked_at = now()
@@ -180,18 +256,43 @@ def _command(
     except RegistryError as error:
         return _failed(session, command, error, asked_at)
     session.show(data, lambda: _lines(session.screen, command, data, asked_at))
+    if not session.json:
+        _tell_dependents(data)
     return exits.WELL if all(_is_as_asked(command, item) for item in data) else exits.FAILED
 
 
-def _services(names: tuple[str, ...]) -> str | list[str]:
-    if EVERYTHING in names:
-        return EVERYTHING
-    return names[0] if len(names) == 1 else list(dict.fromkeys(names))
+def _tell_dependents(items: list[Record]) -> None:
+    """Say what goes on without that which it depends on."""
+    for item in items:
+        if running := item.get("dependents"):
+            verbs, them = (
+                ("runs and depends", "it") if len(running) == 1 else ("run and depend", "them")
+            )
+            name = item["name"]
+            note(
+                f"{' and '.join(running)} still {verbs} on {name}; "
+                f"circlectl stop {name} --with-dependents stops {them} first"
+            )
+
+
+def _request(
+    session: Session, command: str, done: str, names: tuple[str, ...], **params: Any
+) -> int:
+    """Ask the services named for something that is `done` when the answer comes."""
+    asked_at = now()
+    try:
+        data = session.call(command, service=services(names), **params)
+    except RegistryError as error:
+        return _failed(session, command, error, asked_at)
+    bold = session.screen.bold
+    session.show(data, lambda: [f"{bold(escaped(i['name']))}: {escaped(done)}" for i in data])
+    return exits.WELL
 
 
 def _failed(session: Session, command: str, error: RegistryError, asked_at: datetime) -> int:
     """Show what is known of each service; the exit status."""
-    items = error.data if isinstance(error.data, list) else []
+    tells_each = error.code in _TOLD_EACH and isinstance(error.data, list)
+    items = error.data if tells_each else []
     if session.json or not items:
         session.complain(error)
     else:
@@ -202,13 +303,8 @@ def _failed(session: Session, command: str, error: RegistryError, asked_at: date
             note(f"{item['name']}: {_message(item)}")
         if not refused:
             note(error.message)
-    if error.code == "partial_failure" and _only_unknown(items):
-        return exits.UNKNOWN_SERVICE
-    return exits.of_error(error.code)
-
-
-def _only_unknown(items: list[Record]) -> bool:
-    return {_code(item) for item in items if not item["ok"]} == {"unknown_service"}
+    codes = {_code(item) for item in items if not item.get("ok", True)}
+    return exits.of_code(str(codes.pop())) if len(codes) == 1 else exits.of_error(error)
 
 
 def _code(item: Record) -> str | None:

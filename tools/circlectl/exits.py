@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from registry.client import NotRunning, RegistryError
+
 WELL = 0
 FAILED = 1
 USAGE = 2
@@ -11,6 +13,8 @@ UNAVAILABLE = 69
 """EX_UNAVAILABLE: no registry answers."""
 NO_PERMISSION = 77
 """EX_NOPERM."""
+INVALID_CONFIG = 78
+"""EX_CONFIG; the registry itself and `--validate` end with it, too."""
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 UNREAD = 141
@@ -19,26 +23,35 @@ UNREAD = 141
 _BY_CODE = {
     "invalid_params": USAGE,
     "unknown_service": UNKNOWN_SERVICE,
-    "not_running": UNAVAILABLE,
+    "not_running": NOT_RUNNING,
     "disconnected": UNAVAILABLE,
     "no_permission": NO_PERMISSION,
     "forbidden": NO_PERMISSION,
+    "invalid_config": INVALID_CONFIG,
 }
 
 HELP = """\b
 Exit status:
     0  well: the command succeeded, the services named to status are Running
-    1  the command failed, or with --wait did not end as asked in time
-    2  wrong usage
-    3  status NAME: at least one is not Running
+    1  the command failed, or with --wait did not end as asked in time;
+       check: a check failed
+    2  wrong usage; plan --detailed-exitcode: something would change
+    3  status, signal, reload: at least one is not Running
     4  there is no service of that name
    69  the registry is not running, or went away
    77  permission denied
-   78  validate: the configuration is wrong
+   78  validate, plan, apply: the configuration is wrong
   130  interrupted
   141  the reader of the output has gone"""
 
 
-def of_error(code: str) -> int:
-    """The exit status for an error of the registry."""
+def of_error(error: RegistryError) -> int:
+    """The exit status for an error. `not_running` may be a service, or, said by nobody, the registry."""
+    if isinstance(error, NotRunning) and error.code == "not_running":
+        return UNAVAILABLE
+    return of_code(error.code)
+
+
+def of_code(code: str) -> int:
+    """The exit status for an answer with this error code."""
     return _BY_CODE.get(code, FAILED)

@@ -1,30 +1,50 @@
-"""The commands that only ask: list, status, health, version, validate."""
+"""The commands that only ask: list, status, health, check, version, validate."""
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 import click
 
 import registry
-from registry.client import RegistryError
+from registry.client import Client, RegistryError
 
 from . import exits, words
-from .screen import Screen
-from .session import EVERYTHING, Session, common, names, note, now, write
+from .screen import GAP, Screen
+from .session import (
+    EVERYTHING,
+    SELECTION,
+    Session,
+    common,
+    is_selection,
+    names,
+    note,
+    now,
+    services,
+    write,
+)
 from .words import NONE, Record, escaped
 
+CHECK_TIMEOUT_S = 600.0
+"""How long the answer of checks may take; each of them ends after its own `timeout`."""
+
 NO_SERVICES = "no services are defined; declare some in the configuration file"
+
+_FOUND_BY = {"cgroup": "its cgroup", "session": "its session, its group and its mark"}
+_LABEL_WIDTH = 12
 
 LAST_LINES = 5
 """Lines of last words that are shown; --json has all that there are."""
 
 _LIST = ("NAME", "STATUS", "HEALTH", "PID", "RESTARTS", "SINCE", "DETAIL")
 _HEALTH = ("NAME", "CHECK", "HEALTH", "LATENCY", "LAST", "DETAIL")
-_EVENTS = ("SEQ", "AT", "TYPE", "DETAIL")
+_RESULTS = ("NAME", "CHECK", "TARGET", "RESULT", "MS", "ERROR")
+_TARGET_MIN = 20
 
 
 @click.command("list")
@@ -61,7 +81,7 @@ def _list_row(record: Record, at: datetime) -> list[str]:
     ]
 
 
-@click.command()
+@click.command(epilog=SELECTION)
 @names
 @common
 @click.pass_obj
@@ -87,8 +107,9 @@ def status(session: Session, names: tuple[str, ...]) -> int:
         return exits.WELL
     found, unknown = _found(session, names)
     if found:
-        data = found[0] if len(names) == 1 and EVERYTHING not in names else found
-        session.show(data, lambda: _blocks(session.screen, found, now()))
+        data = found[0] if names == (found[0]["name"],) else found
+        others = {} if session.json else _neighbours(session, found)
+        session.show(data, lambda: _blocks(session.screen, found, others, now()))
     for error in unknown:
         session.complain(error)
     if unknown:
@@ -98,18 +119,49 @@ def status(session: Session, names: tuple[str, ...]) -> int:
 
 def _found(session: Session, names: Sequence[str]) -> tuple[list[Record], list[RegistryError]]:
     """What the registry knows of the services named, and its complaints about those it does not know."""
-    found, unknown = [], []
+    found: dict[str, Record] = {}
+    unknown = []
     with session.client() as client:
-        if EVERYTHING in names:
-            names = [record["name"] for record in client.call("list_services")]
-        for name in dict.fromkeys(names):
+        for word in dict.fromkeys(names):
             try:
-                found.append(client.call("status", service=name))
+                found |= {record["name"]: record for record in _meant(client, word)}
             except RegistryError as error:
                 if error.code != "unknown_service":
                     raise
                 unknown.append(error)
-    return found, unknown
+    return list(found.values()), unknown
+
+
+def _meant(client: Client, word: str) -> list[Record]:
+    """The services that one word means; which several those are, `health` tells."""
+    if word == EVERYTHING:
+        several = client.call("list_services")
+    elif is_selection(word):
+        several = client.call("health", service=[word])
+    else:
+        try:
+            return [client.call("status", service=word)]
+        except RegistryError as error:
+            if error.code != "unknown_service":
+                raise
+            several = _instances(client, word, error)
+    return [client.call("status", service=record["name"]) for record in several]
+
+
+def _instances(client: Client, word: str, error: RegistryError) -> list[Record]:
+    """The instances of a service, or the complaint that there is none."""
+    several: list[Record] = client.call("list_services")
+    found = [record for record in several if record["name"].startswith(f"{word}@")]
+    if not found:
+        raise error
+    return found
+
+
+def _neighbours(session: Session, records: list[Record]) -> dict[str, Record]:
+    """Every service, where one of `records` depends on another."""
+    if not any((record.get("definition") or {}).get("depends_on") for record in records):
+        return {}
+    return {each["name"]: each for each in session.call("list_services")}
 
 
 def _summary(screen: Screen, records: list[Record], at: datetime) -> Iterator[str]:
@@ -133,21 +185,25 @@ def _trouble(screen: Screen, record: Record, at: datetime) -> str:
     return f"{screen.state(escaped(record['status']))}, {words.detail(record, at)}"
 
 
-def _blocks(screen: Screen, records: list[Record], at: datetime) -> Iterator[str]:
+def _blocks(
+    screen: Screen, records: list[Record], others: Mapping[str, Record], at: datetime
+) -> Iterator[str]:
     for number, record in enumerate(records):
         if number:
             yield ""
-        yield from _block(screen, record, at)
+        yield from _block(screen, record, others, at)
 
 
-def _block(screen: Screen, record: Record, at: datetime) -> Iterator[str]:
+def _block(
+    screen: Screen, record: Record, others: Mapping[str, Record], at: datetime
+) -> Iterator[str]:
     """Everything that is known of one service."""
     since = f"since {words.time_of(record['since'])} ({words.age(record['since'], at)} ago)"
     state = screen.state(escaped(record["status"]))
     yield f"{screen.bold(escaped(record['name']))}: {state}" + (
         f" {since}" if record["since"] else ""
     )
-    for label, text in _facts(screen, record, at):
+    for label, text in (*_condition(screen, record, at), *_declared(screen, record, others, at)):
         yield f"  {label:10}{text}"
     if events := record.get("events"):
         yield "  events"
@@ -155,24 +211,61 @@ def _block(screen: Screen, record: Record, at: datetime) -> Iterator[str]:
             yield from screen.row([f"    {seq:>6}", time, f"{kind:17}"], rest)
 
 
-def _facts(screen: Screen, record: Record, at: datetime) -> Iterator[tuple[str, str]]:
-    definition = record.get("definition") or {}
+def _condition(screen: Screen, record: Record, at: datetime) -> Iterator[tuple[str, str]]:
+    """How a service is, and how it was."""
     yield "reason", words.detail(record, at)
     if record.get("message"):
         yield "", escaped(record["message"])
+    if record.get("status_text"):
+        yield "says", escaped(record["status_text"])
+    if record.get("errno"):
+        yield "errno", _errno(record["errno"])
     yield "wanted", escaped(record["wanted"])
     yield "pid", escaped(record["pid"])
     yield "run", escaped(record["run"])
+    if record.get("memory") is not None:
+        yield "memory", words.size(record["memory"])
+    if record.get("found_by"):
+        yield "found by", _FOUND_BY.get(record["found_by"], escaped(record["found_by"]))
     yield "health", screen.state(escaped(record["health"]))
     for check in record.get("checks") or ():
         yield "", _check(screen, check, at)
     yield "last exit", words.last_exit(record.get("last_exit"), at)
     yield from _last_words(record.get("last_words"), at)
     yield "restarts", escaped(record["restarts"])
+
+
+def _declared(
+    screen: Screen, record: Record, others: Mapping[str, Record], at: datetime
+) -> Iterator[tuple[str, str]]:
+    """What is declared of a service, in short; `circlectl show` has all of it."""
+    name, definition = escaped(record["name"]), record.get("definition") or {}
+    label = "needs"
+    for dependency in definition.get("depends_on") or ():
+        yield label, _need(screen, dependency, others.get(dependency["service"]), at)
+        label = ""
+    if definition.get("tags"):
+        yield "tags", escaped(", ".join(definition["tags"]))
     if definition.get("cmd"):
-        yield "command", words.command_line(definition["cmd"])
+        room = screen.width and screen.width - _LABEL_WIDTH
+        yield "command", screen.cut(words.command_line(definition["cmd"]), room)
     kept = "logs" not in definition or definition["logs"]
-    yield "logs", f"circlectl logs {escaped(record['name'])}" if kept else "not kept (logs = false)"
+    yield "logs", f"circlectl logs {name}" if kept else "not kept (logs = false)"
+
+
+def _need(screen: Screen, dependency: Record, target: Record | None, at: datetime) -> str:
+    """A dependency, what it has to be, and how it is."""
+    needed = f"{escaped(dependency['service'])} {escaped(dependency['condition'])}"
+    follows = ", whose restarts it follows" if dependency["restart"] else ""
+    is_ = "gone" if target is None else screen.state(escaped(target["status"]))
+    why = f", {words.detail(target, at)}" if target and target["status"] != "Running" else ""
+    return f"{needed}{follows}: {is_}{why}"
+
+
+def _errno(number: int) -> str:
+    """An error of the system by its number, its name and its words."""
+    name = errno.errorcode.get(number)
+    return f"{number} ({name}: {os.strerror(number)})" if name else str(number)
 
 
 def _last_words(words_: Record | None, at: datetime) -> Iterator[tuple[str, str]]:
@@ -201,7 +294,7 @@ def _latency(check: Record) -> str:
     return NONE if latency_ms is None else f"{latency_ms:.3g} ms"
 
 
-@click.command()
+@click.command(epilog=SELECTION)
 @names
 @common
 @click.pass_obj
@@ -240,6 +333,57 @@ def _health_rows(record: Record, at: datetime) -> Iterable[list[str]]:
             words.age(check["last_at"], at),
             f"{escaped(check['error'])} ({target})" if check["error"] else target,
         ]
+
+
+@click.command(epilog=SELECTION)
+@names
+@common
+@click.pass_obj
+def check(session: Session, names: tuple[str, ...]) -> int:
+    """Carry out the checks of services once, now.
+
+    The results are told, and count for nothing: no service is restarted for them. The exit status is 0
+    when every check succeeded, 1 when one failed or none is declared.
+
+    \b
+    Examples:
+      circlectl check web
+      circlectl check all --json | jq '.[].checks[] | select(.ok | not)'
+    """
+    if not names:
+        raise click.UsageError(f"name the services to check, or {EVERYTHING}")
+    with session.client(CHECK_TIMEOUT_S) as client:
+        records = client.call("check", service=services(names))
+    session.show(records, lambda: _results(session.screen, records))
+    succeeded = all(each["ok"] for record in records for each in record["checks"])
+    return exits.WELL if succeeded else exits.FAILED
+
+
+def _results(screen: Screen, records: list[Record]) -> list[str]:
+    rows = [_result(record, each) for record in records for each in record["checks"]]
+    room = _room(screen, rows)
+    rows = [[*row[:2], screen.cut_middle(row[2], room), *row[3:]] for row in rows]
+    return screen.table(_RESULTS, rows)
+
+
+def _room(screen: Screen, rows: list[list[str]]) -> int:
+    """The columns that the others leave to the targets, where no error stands beside them."""
+    widths = [max(map(len, column)) for column in zip(_RESULTS, *rows, strict=True)]
+    if screen.width is None:
+        return widths[2]
+    others = sum(widths[:2] + widths[3:5]) + len(_RESULTS[-1]) + len(GAP) * len(widths[:-1])
+    return max(_TARGET_MIN, screen.width - others)
+
+
+def _result(record: Record, each: Record) -> list[str]:
+    return [
+        escaped(record["name"]),
+        escaped(each["name"]),
+        escaped(each["target"]),
+        "ok" if each["ok"] else "failed",
+        f"{each['latency_ms']:.1f}",
+        escaped(each["error"]) if each["error"] else "",
+    ]
 
 
 @click.command()

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
-_GAP = "  "
+GAP = "  "
+"""Between the cells of a table."""
 _INDENT = 4
 _NAME_MIN = 16
 _COLOURS = {
@@ -22,7 +24,10 @@ _COLOURS = {
     "Failed": "31",
     "healthy": "32",
     "unhealthy": "31",
+    "ok": "32",
+    "failed": "31",
 }
+_MARKS = {"+": "32", "-": "31", "~": "33"}
 _BOLD = "1"
 
 
@@ -40,12 +45,23 @@ class Screen:
         """A state or a health in its colour."""
         return self._in(_COLOURS.get(word.strip()), word)
 
+    def mark(self, sign: str) -> str:
+        """What is done to something: + added, - removed, ~ changed."""
+        return self._in(_MARKS.get(sign), sign)
+
     def bold(self, text: str) -> str:
         """What stands out."""
         return self._in(_BOLD, text)
 
     def _in(self, code: str | None, text: str) -> str:
         return f"\033[{code}m{text}\033[0m" if code and self.colours else text
+
+    def wrapped(self, indent: int, text: str) -> str:
+        """`text` for behind a beginning of `indent` columns; further lines of it begin there, too."""
+        if self.width is None or indent + len(text) <= self.width:
+            return text
+        room = max(_NAME_MIN, self.width - indent)
+        return f"\n{' ' * indent}".join(textwrap.wrap(text, room))
 
     def cut(self, text: str, width: int | None) -> str:
         """`text` in `width` columns at most."""
@@ -72,7 +88,7 @@ class Screen:
     def row(self, cells: Sequence[str], last: str) -> list[str]:
         """A line of padded cells and what comes last: on a line below where it does not fit."""
         coloured = list(map(self.state, cells))
-        used = sum(map(len, cells)) + len(_GAP) * len(cells)
+        used = sum(map(len, cells)) + len(GAP) * len(cells)
         if self.width is None or used + len(last) <= self.width:
             return [_joined([*coloured, last])]
         indent = max(_INDENT, len(cells[0]) - len(cells[0].lstrip()))
@@ -86,7 +102,7 @@ class Screen:
         if self.width is None:
             return [list(row) for row in rows]
         widths = _widths(header, rows)[1:]
-        room = max(_NAME_MIN, self.width - sum(widths) - len(_GAP) * len(widths))
+        room = max(_NAME_MIN, self.width - sum(widths) - len(GAP) * len(widths))
         return [[self.cut_middle(row[0], room), *row[1:]] for row in rows]
 
 
@@ -96,7 +112,7 @@ def _widths(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
 
 
 def _joined(cells: Sequence[str]) -> str:
-    return _GAP.join(cells).rstrip()
+    return GAP.join(cells).rstrip()
 
 
 def _width(stream: TextIO, environment: Mapping[str, str]) -> int:

@@ -11,11 +11,11 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import click
 
-from registry.client import Client, RegistryError, default_socket
+from registry.client import DEFAULT_TIMEOUT_S, Client, RegistryError, default_socket
 
 from .screen import Screen, standard
 from .words import escaped
@@ -24,6 +24,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 EVERYTHING = "all"
 """The name that stands for every service."""
+
+SELECTION = (
+    "NAME is a service, what its instances have in common (web for web@1 and web@2), a pattern in quotes "
+    "such as 'web*', tag:TAG for all that have the tag, or all."
+)
+"""How NAME is explained at the end of a command's help."""
 
 COMPLETION_TIMEOUT_S = 1.0
 """How long a press of the tab key may wait for the registry."""
@@ -40,9 +46,9 @@ class Session:
         self.json = False
         self.screen: Screen = standard()
 
-    def client(self) -> Client:
+    def client(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> Client:
         """A connection to the registry that was named, or to the default one."""
-        return Client(self.socket or default_socket())
+        return Client(self.socket or default_socket(), timeout_s)
 
     def call(self, action: str, **params: Any) -> Any:
         """The data of one answer."""
@@ -71,9 +77,9 @@ def _layout(screen: Screen) -> dict[str, Any]:
     return {"indent": 2} if screen.is_terminal else {"separators": (",", ":")}
 
 
-def write(lines: Iterable[str]) -> None:
-    """Print lines, in one write."""
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+def write(lines: Iterable[str], stream: TextIO | None = None) -> None:
+    """Print lines, in one write, by default to standard output."""
+    (stream or sys.stdout).write("".join(f"{line}\n" for line in lines))
 
 
 def note(message: str) -> None:
@@ -129,9 +135,21 @@ def _take_json(context: click.Context, _option: click.Parameter, value: bool) ->
 
 
 def names(command: F) -> F:
-    """Let a command take services by name, `all` among them."""
+    """Let a command take services as SELECTION says."""
     argument = click.argument("names", metavar="NAME...", nargs=-1, shell_complete=complete_names)
     return argument(command)
+
+
+def services(names: tuple[str, ...]) -> str | list[str]:
+    """The parameter `service` for the names of a command line."""
+    if EVERYTHING in names:
+        return EVERYTHING
+    return names[0] if len(names) == 1 else list(dict.fromkeys(names))
+
+
+def is_selection(word: str) -> bool:
+    """Whether a word is more than a name: it may mean several services."""
+    return word == EVERYTHING or word.startswith("tag:") or bool(set("*?[") & set(word))
 
 
 def complete_service(context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
@@ -146,6 +164,8 @@ def complete_service(context: click.Context, _param: click.Parameter, incomplete
 
 
 def complete_names(context: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """The same, and the name that stands for every service."""
+    """The same, and the names that stand for several: of instances, and of all."""
     found = complete_service(context, param, incomplete)
-    return [*found, *([EVERYTHING] if EVERYTHING.startswith(incomplete) else [])]
+    bases = dict.fromkeys(name.partition("@")[0] for name in found if "@" in name)
+    more = [name for name in (*bases, EVERYTHING) if name.startswith(incomplete)]
+    return [*found, *more]

@@ -19,7 +19,17 @@ from registry.questions.moments import EXAMPLES, moment
 
 from . import exits, words
 from .screen import Screen
-from .session import EVERYTHING, Session, common, complete_names, complete_service, note, write
+from .session import (
+    EVERYTHING,
+    SELECTION,
+    Session,
+    common,
+    complete_names,
+    complete_service,
+    is_selection,
+    note,
+    write,
+)
 from .words import Record
 
 LINES_SHOWN = 50
@@ -44,7 +54,7 @@ def _time(_context: click.Context, _option: click.Parameter, text: str | None) -
     return text
 
 
-@click.command()
+@click.command(epilog=SELECTION)
 @click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=complete_names)
 @click.option(
     "-n",
@@ -95,7 +105,7 @@ def logs(
     chosen = {key: value for key, value in selection.items() if value is not None}
     if follow and chosen.keys() & {"until", "run"}:
         raise click.UsageError("-f goes on without an end; leave out --until and --run")
-    one = names[0] if len(set(names)) == 1 and names[0] != EVERYTHING else None
+    one = names[0] if len(set(names)) == 1 and not is_selection(names[0]) else None
     if lines is None and not chosen:
         lines = LINES_SHOWN
     if lines is not None:
@@ -103,36 +113,44 @@ def logs(
     services = EVERYTHING if EVERYTHING in names else one or list(dict.fromkeys(names))
     asked = {"service": services, "stamps": True, **chosen}
     if one and not times:
-        return _plain_logs(session, follow=follow, asked=asked)
+        return _plain_logs(session, one, follow=follow, asked=asked)
     if not follow:
         data = session.call("logs", **asked)
-        session.show(data, lambda: _stamped(data, times=times, named=one is None))
+        session.show(data, lambda: _stamped(data, one, times=times))
         return exits.WELL
     for page in session.client().stream("logs", follow=True, **asked):
-        _show_page(session, page, _stamped(page, times=times, named=one is None))
+        _show_page(session, page, _stamped(page, one, times=times))
     raise RegistryError("disconnected", _ENDED)
 
 
-def _plain_logs(session: Session, *, follow: bool, asked: dict[str, Any]) -> int:
+def _plain_logs(session: Session, name: str, *, follow: bool, asked: dict[str, Any]) -> int:
     """The lines of one service as it wrote them."""
     is_chosen = asked.keys() & {"since", "until", "run"}
     if not is_chosen:
         del asked["stamps"]
     if not follow:
         data = session.call("logs", **asked)
-        texts = [line["line"] for line in data] if is_chosen else data
-        session.show(texts, lambda: texts)
+        told, lines = _plain(data, name)
+        session.show(told, lambda: lines)
         if is_chosen and any(line["run"] is None for line in data):
             note("some of these lines have no index: they are chosen by the times of their file")
         return exits.WELL
     for page in session.client().stream("logs", follow=True, **asked):
-        texts = [line["line"] for line in page] if is_chosen else page
-        _show_page(session, texts, texts)
+        _show_page(session, *_plain(page, name))
     raise RegistryError("disconnected", _ENDED)
 
 
-def _stamped(page: list[Record], *, times: bool, named: bool) -> Iterator[str]:
-    """Lines with what is asked for before each: when, of which run, of whom."""
+def _plain(page: list[Any], name: str) -> tuple[list[Any], Iterable[str]]:
+    """A page of one service for --json and for people. Where the name stands for instances, it is of several."""
+    if any(isinstance(line, dict) and line["service"] != name for line in page):
+        return page, _stamped(page, None, times=False)
+    texts = [line["line"] if isinstance(line, dict) else line for line in page]
+    return texts, texts
+
+
+def _stamped(page: list[Record], one: str | None, *, times: bool) -> Iterator[str]:
+    """Lines with what is asked for before each: when, of which run, of whom, unless all are of `one`."""
+    named = any(line["service"] != one for line in page)
     width = max((len(line["service"]) for line in page), default=0)
     for line in page:
         run = f"#{line['run']}" if line["run"] is not None else words.NONE

@@ -28,6 +28,13 @@ REASONS: dict[str, str] = {
     "lost": "ended while nobody watched",
     "unhealthy": "a health check failed",
     "start_timeout": "not ready in time",
+    "memory_max": "held more memory than it may",
+    "stop_timeout": "said that it stops, and did not in time",
+    "waiting": "waiting for what it depends on",
+    "dependencies_met": "what it waited for is there",
+    "required": "needed by a service that was started",
+    "dependency": "follows a service that it depends on",
+    "redefined": "declared differently",
     "leftovers": "ended, but left processes behind",
     "crash_looping": "crash-looping",
     "restart_limit": "restart limit reached; circlectl start {name} tries again",
@@ -179,6 +186,15 @@ def age(rfc3339: str | None, now: datetime) -> str:
 def seconds(span_s: float) -> str:
     """A short time as it is said of a wait: 0.3 s, 24 s."""
     return f"{span_s:.1f} s" if span_s < 10 else f"{span_s:.0f} s"
+
+
+def size(count: int) -> str:
+    """Bytes as people say them: 512 B, 12.3 MB."""
+    number, units = float(count), iter(("kB", "MB", "GB", "TB"))
+    unit = "B"
+    while number >= 999.5 and (larger := next(units, None)):
+        number, unit = number / 1000, larger
+    return f"{number:.3g} {unit}" if number < 999.5 else f"{number:.0f} {unit}"
 
 
 def _remaining(rfc3339: str, now: datetime) -> str:

@@ -14,6 +14,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from dev import venv  # noqa: E402 - found only by the line before
 
+SIDE_BY_SIDE = ["-n", "4", "--dist", "loadgroup"]
+"""More processes than cores: most tests wait for something most of the time."""
 LINTS = (
     ("ruff", "check", "."),
     ("ruff", "format", "--check", "."),
@@ -42,9 +44,9 @@ def run(arguments: list[str]) -> None:
 
 
 def test(arguments: list[str]) -> None:
-    """run the tests; what follows is handed to pytest"""
+    """run the tests, all of them side by side; what follows is handed to pytest"""
     os.chdir(venv.ROOT)
-    venv.become("pytest", arguments)
+    venv.become("pytest", arguments or SIDE_BY_SIDE)
 
 
 def lint(arguments: list[str]) -> None:

@@ -80,7 +80,7 @@ def then(journal: Connection, at: Moment | int, services: Sequence[str]) -> Then
         _fold(projection, records)
         at_ns = records[-1].at_ns
     chosen = [s for s in projection.in_order() if not services or s.name in services]
-    found = [service_record(service) for service in chosen]
+    found = [service_record(service, projection.services) for service in chosen]
     return Then(projection.seq, at_ns, not projection.orderly, found)
 
 

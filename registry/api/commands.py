@@ -1,0 +1,255 @@
+"""What answers the commands: each goes to the one writer, and is answered once it is durable."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from registry.api.access import Peer
+from registry.api.actions import (
+    ApiError,
+    CommandParams,
+    ErrorCode,
+    ReloadParams,
+    SignalParams,
+    StopParams,
+)
+from registry.api.names import find, select
+from registry.api.protocol import Handler
+from registry.core import inputs as inp
+from registry.core.dependencies import is_settled
+from registry.core.events import Actor, RequestDone
+from registry.core.lifecycle import State
+from registry.core.service import UP, Service
+from registry.questions.records import ServiceRecord, service_record
+from registry.registry import Accepted, NotCommitted, Registry, ShuttingDown, Unavailable
+
+SIGNAL_WAIT_S = 10.0
+
+
+class Commands:
+    """The commands of one registry."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def table(self) -> dict[str, Handler]:
+        """The function that answers each command, by its name."""
+        return {
+            "start": self._command(lambda actor: inp.Start(actor=actor)),
+            "stop": self._stop,
+            "restart": self._command(lambda actor: inp.Restart(actor=actor)),
+            "reset": self._command(lambda actor: inp.Reset(actor=actor)),
+            "signal": self._signal,
+            "reload": self._reload,
+        }
+
+    # --- start, stop, restart, reset --------------------------------------------------------------
+
+    def _command(self, make: Callable[[Actor], inp.Command]) -> Handler:
+        async def handle(params: CommandParams, peer: Peer) -> Any:
+            accepted = await self._ask_all(self._names(params.service), make(actor_of(peer)))
+            return await self._answer(accepted, params)
+
+        return handle
+
+    async def _stop(self, params: StopParams, peer: Peer) -> Any:
+        names = self._names(params.service)
+        if params.with_dependents:
+            names = self._registry.graph.stop_order(names)
+        accepted = await self._ask_all(names, inp.Stop(actor=actor_of(peer)))
+        answer: list[Any] = await self._answer(accepted, params)
+        if params.wait:
+            return answer
+        stopped = set(names)
+        return [{**item, "dependents": self._dependents(item["name"], stopped)} for item in answer]
+
+    def _dependents(self, name: str, stopped: set[str]) -> list[str]:
+        """Those that run on, and depend on one that is stopped. Who follows it is stopped with it."""
+        services = self._registry.committed.services
+        known = [services[each] for each in self._registry.graph.dependents(name)]
+        return [
+            service.name
+            for service in known
+            if service.state in UP and service.wanted and service.name not in stopped
+            if not any(d.service == name and d.restart for d in service.definition.depends_on)
+        ]
+
+    async def _answer(self, accepted: list[Accepted], params: CommandParams) -> Any:
+        return await self._settled(accepted, params.timeout) if params.wait else _items(accepted)
+
+    async def _settled(self, accepted: list[Accepted], timeout_s: float) -> list[ServiceRecord]:
+        services = self._registry.committed.services
+
+        def present() -> list[Service]:
+            return [services[each.service] for each in accepted if each.service in services]
+
+        def records() -> list[ServiceRecord]:
+            return [service_record(service, services) for service in present()]
+
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._registry.until(
+                    lambda: all(is_settled(service, services) for service in present())
+                )
+        except TimeoutError:
+            raise ApiError(
+                ErrorCode.TIMED_OUT, f"not settled within {timeout_s:g} s", records()
+            ) from None
+        return records()
+
+    # --- signal, reload ---------------------------------------------------------------------------
+
+    async def _signal(self, params: SignalParams, peer: Peer) -> Any:
+        name = _signal_name(params.signal)
+        given = inp.Signal(actor=actor_of(peer), signal=name)
+        accepted = await self._ask_all(self._names(params.service), given, _takes_requests)
+        return await self._carried_out(accepted, SIGNAL_WAIT_S)
+
+    async def _reload(self, params: ReloadParams, peer: Peer) -> Any:
+        given = inp.Reload(actor=actor_of(peer))
+        accepted = await self._ask_all(self._names(params.service), given, _takes_reload)
+        return (
+            await self._carried_out(accepted, params.timeout) if params.wait else _items(accepted)
+        )
+
+    async def _carried_out(self, accepted: list[Accepted], timeout_s: float) -> Any:
+        services = self._registry.committed.services
+
+        def is_under_way(each: Accepted) -> bool:
+            service = services.get(each.service)
+            return service is not None and any(r.seq == each.seq for r in service.requests)
+
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._registry.until(lambda: not any(map(is_under_way, accepted)))
+        except TimeoutError:
+            slow = ", ".join(each.service for each in accepted if is_under_way(each))
+            message = f"not carried out within {timeout_s:g} s: {slow}"
+            raise ApiError(ErrorCode.TIMED_OUT, message) from None
+        failures = [f"{each.service}: {error}" for each in accepted if (error := self._error(each))]
+        if failures:
+            raise ApiError(ErrorCode.REQUEST_FAILED, "; ".join(failures), _items(accepted))
+        return _items(accepted)
+
+    def _error(self, each: Accepted) -> str | None:
+        """What went wrong with a request that is under way no more."""
+        for record in self._registry.recent_since(each.seq) or ():
+            if isinstance(record.event, RequestDone) and record.event.request == each.seq:
+                return record.event.error
+        return "its run ended before"
+
+    # --- asking -----------------------------------------------------------------------------------
+
+    def _names(self, given: str | list[str]) -> list[str]:
+        return select(given, self._registry.committed)
+
+    async def _ask_all(
+        self,
+        names: Sequence[str],
+        given: inp.Command,
+        refusal: Callable[[Service], ApiError | None] = lambda _service: None,
+    ) -> list[Accepted]:
+        """Ask each service. One refused where only one was asked is that error; of several, each is told."""
+        outcomes = await asyncio.gather(*(self._ask(name, given, refusal) for name in names))
+        if any(isinstance(outcome, ApiError) for outcome in outcomes):
+            raise _partial(names, outcomes)
+        return [outcome for outcome in outcomes if isinstance(outcome, Accepted)]
+
+    async def _ask(
+        self, name: str, given: inp.Command, refusal: Callable[[Service], ApiError | None]
+    ) -> Accepted | ApiError:
+        try:
+            refused = refusal(find(name, self._registry.committed))
+            return refused or await committed(self._registry.command([(name, given)]))
+        except ApiError as error:
+            return error
+
+
+async def committed(asked: Any) -> Accepted:
+    """Wait until a command is durable; what stands in its way, as an ApiError."""
+    try:
+        accepted: Accepted = await asked
+    except ShuttingDown as error:
+        raise ApiError(ErrorCode.SHUTTING_DOWN, str(error)) from None
+    except Unavailable as error:
+        message = f"no command can be made durable at the moment: {error}"
+        raise ApiError(ErrorCode.JOURNAL_UNAVAILABLE, message) from None
+    except NotCommitted as error:
+        raise ApiError(ErrorCode.OUTCOME_UNKNOWN, str(error)) from None
+    return accepted
+
+
+def actor_of(peer: Peer) -> Actor:
+    """Who asked, for the journal."""
+    return Actor(peer.uid, peer.pid, peer.program)
+
+
+def _takes_requests(service: Service) -> ApiError | None:
+    if service.state is State.RUNNING and service.pid is not None:
+        return None
+    return ApiError(
+        ErrorCode.NOT_RUNNING, f"service '{service.name}' is {service.state}, not Running"
+    )
+
+
+def _takes_reload(service: Service) -> ApiError | None:
+    if service.definition.reload is None:
+        return ApiError(
+            ErrorCode.NO_RELOAD,
+            f"service '{service.name}' does not say how it reloads; "
+            'add for example reload = "SIGHUP", or restart it',
+        )
+    return _takes_requests(service)
+
+
+def _signal_name(given: str) -> str:
+    """A signal by its name, with or without SIG, or its number."""
+    names = {each.name: each for each in signal.Signals}
+    word = given.strip().upper()
+    if word.isdecimal() and int(word) in set(signal.Signals):
+        return signal.Signals(int(word)).name
+    name = word if word.startswith("SIG") else f"SIG{word}"
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f", did you mean {close[0]}?" if close else "; write for example HUP"
+        raise ApiError(ErrorCode.INVALID_PARAMS, f"signal: '{given[:64]}' is none{hint}")
+    return name
+
+
+def _item(accepted: Accepted) -> dict[str, Any]:
+    return {
+        "name": accepted.service,
+        "seq": accepted.seq,
+        "status": accepted.status.value,
+        "already": accepted.already,
+    }
+
+
+def _items(accepted: list[Accepted]) -> list[dict[str, Any]]:
+    return [_item(each) for each in accepted]
+
+
+def _partial(names: Sequence[str], outcomes: list[Accepted | ApiError]) -> ApiError:
+    """One service asked for and refused is that error; of several, each is told."""
+    if len(outcomes) == 1 and isinstance(outcomes[0], ApiError):
+        return outcomes[0]
+    told = [
+        {"name": name, "ok": True, "error": None, **_item(outcome)}
+        if isinstance(outcome, Accepted)
+        else {
+            "name": name,
+            "ok": False,
+            "seq": None,
+            "status": None,
+            "error": {"code": outcome.code.value, "message": outcome.message},
+        }
+        for name, outcome in zip(names, outcomes, strict=True)
+    ]
+    refused = ", ".join(
+        name for name, outcome in zip(names, outcomes, strict=True) if isinstance(outcome, ApiError)
+    )
+    return ApiError(ErrorCode.PARTIAL_FAILURE, f"not for every service: {refused} refused", told)

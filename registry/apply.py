@@ -1,0 +1,140 @@
+"""New configuration, taken up while everything runs: read, compared, and committed as one decision or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from hashlib import blake2b
+
+import msgspec
+
+from registry.api.actions import ApiError, ErrorCode
+from registry.api.commands import committed
+from registry.config import Config, ConfigError, load, with_digests
+from registry.core import inputs as inp
+from registry.core.definition import Definition
+from registry.core.dependencies import Graph
+from registry.core.events import Actor
+from registry.core.lifecycle import Reason
+from registry.questions.plan import Plan, plan
+from registry.registry import Registry, Step
+
+_log = logging.getLogger("registry")
+
+
+def digest(definition: Definition, key: bytes) -> str:
+    """What tells one definition from another; without the key, values of variables cannot be guessed from it."""
+    return blake2b(msgspec.json.encode(definition), key=key, digest_size=16).hexdigest()
+
+
+class Configuration:
+    """What is in force, and how it is exchanged. `take_up` is told of a new one when its turn has come."""
+
+    def __init__(
+        self, config: Config, key: bytes, registry: Registry, take_up: Callable[[Config], None]
+    ) -> None:
+        self.config = config
+        self._key = key
+        self._registry = registry
+        self._take_up = take_up
+        self._one_at_a_time = asyncio.Lock()
+
+    def define(self, definition: Definition, **by: Actor | int | None) -> Step:
+        """The step that declares a service."""
+        given = inp.Define(definition=definition, digest=digest(definition, self._key), **by)  # type: ignore[arg-type]
+        return definition.name, given
+
+    async def plan(self) -> Plan:
+        """What the files would change now. Raises ApiError(INVALID_CONFIG)."""
+        return self._compare(await self._load())
+
+    async def apply(self, actor: Actor | None) -> Plan:
+        """Take the files up; what that changed. Raises ApiError."""
+        async with self._one_at_a_time:
+            config = await self._load()
+            changes = self._compare(config)
+            steps = self._steps(config, changes, actor)
+            if steps:
+                await committed(self._registry.command(steps, lambda: self._exchange(config)))
+            else:
+                self._exchange(config)
+        _log.info("%s", _sentence(config, changes))
+        return changes
+
+    async def apply_and_tell(self) -> None:
+        """Take the files up because a signal or a change of them asks for it; trouble is for the log."""
+        try:
+            await self.apply(None)
+        except ApiError as error:
+            for complaint in error.data or [error.message]:
+                _log.error("%s", complaint)
+            _log.error("Nothing was changed")
+
+    async def _load(self) -> Config:
+        try:
+            loaded = await asyncio.to_thread(load, self.config.file)
+        except ConfigError as error:
+            told = str(error).splitlines()
+            more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
+            raise ApiError(ErrorCode.INVALID_CONFIG, told[0] + more, told) from None
+        return with_digests(loaded, self._key)
+
+    def _compare(self, config: Config) -> Plan:
+        later = _later(self.config, config)
+        return plan(self._registry.committed.services, config.definitions, later)
+
+    def _exchange(self, config: Config) -> None:
+        self.config = config
+        self._take_up(config)
+
+    def _steps(self, config: Config, changes: Plan, actor: Actor | None) -> list[Step]:
+        by: dict[str, Actor | int | None] = {"actor": actor}
+        of = {
+            kind: [change.service for change in changes.changes if change.change == kind]
+            for kind in ("add", "remove", "change")
+        }
+        removed = set(of["remove"])
+        steps: list[Step] = [self.define(definition, **by) for definition in config.definitions]
+        steps += [
+            (name, inp.Remove(actor=actor))
+            for name in self._registry.graph.stop_order(of["remove"])
+            if name in removed
+        ]
+        steps += [(name, inp.Renew(actor=actor)) for name in of["change"]]
+        added = set(of["add"])
+        start = inp.Start(actor=actor, reason=Reason.AUTOSTART)
+        steps += [(name, start) for name in start_order(config) if name in added]
+        return steps
+
+
+def start_order(config: Config) -> list[str]:
+    """The services that start by themselves, each after those that it depends on."""
+    starting = {each.name for each in config.definitions if each.autostart}
+    names = [each.name for each in reversed(config.definitions)]
+    order = Graph(config.definitions).stop_order(names)
+    return [name for name in reversed(order) if name in starting]
+
+
+def _later(old: Config, new: Config) -> list[str]:
+    """The settings that differ and that only the next start of the registry takes up."""
+    pairs = {
+        "registry.socket": (old.registry.socket, new.registry.socket),
+        "registry.socket_mode": (old.registry.socket_mode, new.registry.socket_mode),
+        "registry.socket_group": (old.registry.socket_group, new.registry.socket_group),
+        "journal.path": (old.journal.path, new.journal.path),
+        "journal.durability": (old.journal.durability, new.journal.durability),
+    }
+    return [key for key, (before, after) in pairs.items() if before != after]
+
+
+def _sentence(config: Config, changes: Plan) -> str:
+    words = {"add": "added", "change": "changed", "remove": "removed"}
+    told = []
+    for kind, word in words.items():
+        names = [change.service for change in changes.changes if change.change == kind]
+        if names:
+            told.append(f"{len(names)} {word} ({', '.join(names[:8])}{', ...' * (len(names) > 8)})")
+    if changes.later:
+        told.append(f"{', '.join(changes.later)} only at the next start")
+    return f"Applied {config.file}: {'; '.join(told) or 'no service is changed'}"

@@ -1,0 +1,184 @@
+"""Who waits for whom: whether a dependency is as it is needed, and in what order services start and stop.
+
+Rule 1: a service starts once each of its dependencies is as it asks. Rule 2: one that is to stop waits until
+those that depend on it and are stopping, too, are gone. Rule 3: with `restart = true` a dependent follows
+its dependency's restarts and stops. All three look at states alone, so they can be asked again at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+import msgspec
+
+from registry.core.definition import Condition, Definition, Dependency
+from registry.core.lifecycle import Reason, State
+from registry.core.service import HAS_RUN, UP, Service
+
+Services = Mapping[str, Service]
+
+
+class Around(msgspec.Struct, frozen=True):
+    """What a service's neighbours mean for it.
+
+    `waits`: a dependency is not as it is needed. `held`: dependents of it are stopping. `follows`: a dependency
+    that it follows was restarted, or stopped by somebody, since its run began.
+    """
+
+    waits: bool = False
+    held: bool = False
+    follows: bool = False
+
+
+ALONE = Around()
+
+
+class Graph:
+    """Who depends on whom, both ways, by what is declared."""
+
+    def __init__(self, definitions: Iterable[Definition] = ()) -> None:
+        self._needs: dict[str, tuple[Dependency, ...]] = {}
+        self._dependents: dict[str, dict[str, None]] = {}
+        for definition in definitions:
+            self.declare(definition)
+
+    def declare(self, definition: Definition) -> None:
+        """Take in what a service depends on, instead of what it did."""
+        self.forget(definition.name)
+        if definition.depends_on:
+            self._needs[definition.name] = definition.depends_on
+        for dependency in definition.depends_on:
+            self._dependents.setdefault(dependency.service, {})[definition.name] = None
+
+    def forget(self, name: str) -> None:
+        """It depends on nothing any more."""
+        for dependency in self._needs.pop(name, ()):
+            self._dependents[dependency.service].pop(name, None)
+
+    def dependents(self, name: str) -> Collection[str]:
+        """Those that depend on it directly."""
+        return self._dependents.get(name, {}).keys()
+
+    def neighbours(self, name: str) -> Iterator[str]:
+        """Those that depend on it, and those that it depends on."""
+        yield from self.dependents(name)
+        for dependency in self._needs.get(name, ()):
+            yield dependency.service
+
+    def stop_order(self, names: Iterable[str]) -> list[str]:
+        """`names` and whoever depends on them, directly or not; each before what it depends on."""
+        order: dict[str, None] = {}
+        waiting = [(name, False) for name in reversed(list(names))]
+        while waiting:
+            name, are_dependents_done = waiting.pop()
+            if are_dependents_done:
+                order[name] = None
+            elif name not in order:
+                waiting.append((name, True))
+                waiting += [(each, False) for each in self.dependents(name) if each not in order]
+        return list(order)
+
+
+def is_met(dependency: Dependency, services: Services) -> bool:
+    """Whether the service that is depended on is as `dependency` asks."""
+    target = services.get(dependency.service)
+    if target is None:
+        return False
+    has_completed = target.completed and target.state not in HAS_RUN
+    if dependency.condition is Condition.COMPLETED or target.definition.oneshot:
+        return has_completed
+    if not target.wanted:
+        return False
+    if dependency.condition is Condition.STARTED:
+        return target.state in UP and target.pid is not None
+    if target.state is not State.RUNNING:
+        return False
+    return dependency.condition is Condition.READY or _is_healthy(target)
+
+
+def _is_healthy(service: Service) -> bool:
+    return all(
+        (state := service.checks.get(check.name)) is not None and state.healthy
+        for check in service.definition.checks
+    )
+
+
+def unmet(service: Service, services: Services) -> list[Dependency]:
+    """The dependencies that are not as they are needed, in the order of the definition."""
+    return [each for each in service.definition.depends_on if not is_met(each, services)]
+
+
+def around(service: Service, services: Services, graph: Graph) -> Around:
+    """What the neighbours of a service mean for it."""
+    dependents = graph.dependents(service.name)
+    if not dependents and not service.definition.depends_on:
+        return ALONE
+    return Around(
+        waits=bool(unmet(service, services)),
+        held=any(is_ending(services[name]) for name in dependents if name in services),
+        follows=any(
+            _is_followed(each, service, services) for each in service.definition.depends_on
+        ),
+    )
+
+
+def is_ending(service: Service) -> bool:
+    """Whether it is stopping, or is to."""
+    return service.state is State.STOPPING or (service.state in UP and not service.wanted)
+
+
+def _is_followed(dependency: Dependency, service: Service, services: Services) -> bool:
+    target = services.get(dependency.service)
+    if not dependency.restart or target is None:
+        return False
+    if not target.wanted:
+        return not target.definition.oneshot
+    is_newer = (target.spawned_seq or 0) > (service.spawned_seq or 0) > 0
+    return is_newer and is_met(dependency, services)
+
+
+def needs(service: Service, services: Services) -> list[Service]:
+    """What has to be started for `service` to start: nearest first, each once."""
+    found: list[Service] = []
+    seen = {service.name}
+    waiting = unmet(service, services)[::-1]
+    while waiting:
+        target = services.get(waiting.pop().service)
+        if target is None or target.name in seen:
+            continue
+        seen.add(target.name)
+        if _is_down(target):
+            found.append(target)
+        waiting += unmet(target, services)[::-1]
+    return found
+
+
+def _is_down(service: Service) -> bool:
+    """Down, with nothing under way that would bring it up."""
+    rests = service.state in (State.STOPPED, State.FAILED) and service.reason is not Reason.WAITING
+    return rests or not service.wanted
+
+
+def is_settled(service: Service, services: Services) -> bool:
+    """Whether a service has what its definition asks for now, or waits for one that will not come by itself."""
+    seen: set[str] = set()
+    asked = [service]
+    while asked:
+        each = asked.pop()
+        if each.name in seen:
+            continue
+        seen.add(each.name)
+        if each.reason is Reason.WAITING and each.wanted:
+            missing = unmet(each, services)
+            if not missing:
+                return False
+            asked += [services[need.service] for need in missing if need.service in services]
+        elif not _rests(each):
+            return False
+    return True
+
+
+def _rests(service: Service) -> bool:
+    if service.state is State.RUNNING:
+        return service.wanted and not service.definition.oneshot
+    return service.state in (State.STOPPED, State.FAILED)

@@ -1,0 +1,239 @@
+"""What a run is given besides its process: a notification socket, listening sockets, stored descriptors.
+
+All of it is held by the keeper, too, so that it outlives the daemon. What services say on their notification
+sockets becomes observations; what changes nothing durable (beats, the words of STATUS) is only remembered here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from registry.core import inputs as inp
+from registry.core.definition import HEARTBEAT, Definition
+from registry.host import activation
+from registry.host.activation import Sockets
+from registry.host.fd_store import FdStore
+from registry.host.health import Prober
+from registry.host.launch import Launch
+from registry.host.notify import KEPT_AS, Done, Notice, Notices
+from registry.host.process import Runner
+
+NOTIFY_FOLDER = "notify"
+_LISTENING = activation.kept_as("")
+
+
+class Holder(Protocol):
+    """What is needed of the keeper."""
+
+    def hold(self, service: str, slot: str, fd: int, meta: str = "") -> None:
+        """Hold a descriptor, too, from now on."""
+
+    def drop(self, service: str, slot: str) -> None:
+        """Let go of it."""
+
+
+Observe = Callable[[str, inp.Observation, Done | None], None]
+"""Takes service, observation, and what is to be called once what follows from it is committed."""
+
+
+class Held(Protocol):
+    """A descriptor that the keeper has held for a service."""
+
+    @property
+    def service(self) -> str: ...
+
+    @property
+    def slot(self) -> str: ...
+
+    @property
+    def meta(self) -> str: ...
+
+    @property
+    def fd(self) -> int: ...
+
+
+class Note(Protocol):
+    """What a service said while no daemon was there."""
+
+    @property
+    def service(self) -> str: ...
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def uid(self) -> int: ...
+
+    @property
+    def session(self) -> int: ...
+
+    @property
+    def text(self) -> bytes: ...
+
+    @property
+    def fds(self) -> tuple[int, ...]: ...
+
+
+class Said(msgspec.Struct):
+    """What the present run last said about itself."""
+
+    run: int
+    status: str | None = None
+    errno: int | None = None
+    reloading: bool = False
+
+
+class Surroundings:
+    """The sockets and stored descriptors of all services, and what comes in by them."""
+
+    def __init__(
+        self, folder: Path, keeper: Holder, runner: Runner, prober: Prober, observe: Observe
+    ) -> None:
+        self._runner = runner
+        self._prober = prober
+        self._observe = observe
+        self._said: dict[str, Said] = {}
+        self._sockets = Sockets(keeper.hold, keeper.drop)
+        self._store = FdStore(keeper.hold, keeper.drop)
+        self._drop = keeper.drop
+        self._notices = Notices(
+            folder / NOTIFY_FOLDER,
+            is_member=self._is_member,
+            on_notice=self._take,
+            hold=keeper.hold,
+            drop=keeper.drop,
+        )
+
+    def equip(self, definition: Definition, launch: Launch) -> Launch:
+        """The launch with all that its run is given. Raises OSError with a sentence."""
+        name, env = definition.name, dict(launch.env)
+        own_pid: tuple[str, ...] = ()
+        if definition.is_notified:
+            env["NOTIFY_SOCKET"] = self._notices.open(name, launch.uid)
+        else:
+            self._notices.close_service(name)
+        beats = [check.interval_s for check in definition.checks if check.target == HEARTBEAT]
+        if beats:
+            env["WATCHDOG_USEC"] = str(int(min(beats) * 1_000_000))
+            own_pid += ("WATCHDOG_PID",)
+        named = [*self._sockets.ensure(definition, launch.uid), *self._store.of(name)]
+        if named:
+            env |= activation.listen_variables(named)
+            own_pid += ("LISTEN_PID",)
+        descriptors = tuple(fd for _name, fd in named)
+        return msgspec.structs.replace(launch, env=env, own_pid=own_pid, descriptors=descriptors)
+
+    def begin(self, service: str, run: int) -> None:
+        """A run of it is under way: what it says is said by this one."""
+        self._said[service] = Said(run)
+
+    def said(self, service: str) -> Said | None:
+        """What its present or latest run last said about itself."""
+        return self._said.get(service)
+
+    def rest(self, service: str) -> None:
+        """Nothing of it runs, or is to: what is for its runs is given up."""
+        self._sockets.close_service(service)
+        self._store.clear(service)
+
+    def forget(self, service: str) -> None:
+        """It is no longer declared."""
+        self.rest(service)
+        self._notices.close_service(service)
+        self._said.pop(service, None)
+
+    def adopt(self, held: Sequence[Held], services: Iterable[str]) -> None:
+        """Take up what the keeper has held; what is of nobody any more is let go."""
+        known = set(services)
+        for each in held:
+            if each.slot == KEPT_AS:
+                self._notices.adopt(each.service, each.fd)
+            elif each.slot.startswith(_LISTENING):
+                name = each.slot.removeprefix(_LISTENING)
+                self._sockets.adopt(each.service, name, each.meta, each.fd)
+            else:
+                self._store.adopt(each.service, each.slot, each.meta, each.fd)
+        for service in {each.service for each in held} - known:
+            self.forget(service)
+
+    def hear_late(self, notes: Sequence[Note], done: Done) -> None:
+        """What services said while no daemon was there; `done` is called once all of it is committed."""
+        remaining = len(notes)
+
+        def one_done() -> None:
+            nonlocal remaining
+            remaining -= 1
+            if remaining == 0:
+                done()
+
+        for note in notes:
+            self._notices.deliver(
+                note.service, note.pid, note.uid, note.session, note.text, note.fds, one_done
+            )
+
+    def hear(self) -> None:
+        """Read what has arrived by now."""
+        self._notices.read()
+
+    def close(self) -> None:
+        """Give back our descriptors; what the keeper holds stays."""
+        self._notices.close()
+        self._sockets.close()
+        self._store.close()
+
+    def _is_member(self, service: str, pid: int, _uid: int, session: int) -> bool:
+        """A process that is gone by now is told by its session, or by having been the main process."""
+        said = self._said.get(service)
+        leader = self._runner.leader_of(service, said.run) if said is not None else None
+        if leader is None:
+            return False
+        return leader in (pid, session) or self._runner.owner_of(pid) == service
+
+    def _take(
+        self, service: str, notice: Notice, _pid: int, fds: tuple[int, ...], done: Done
+    ) -> None:
+        said = self._said[service]  # whose processes are known has a run
+        self._remember(said, notice)
+        if notice.removes:
+            self._store.remove(service, notice.fd_name)
+        self._store.add(service, notice.fd_name, fds)
+        if notice.beats:
+            self._prober.beat(service)
+        if notice.triggers:
+            self._prober.trigger(service, "the service itself said that it is not well")
+        observations = self._observations(service, said.run, notice)
+        if not observations:
+            done()
+            return
+        *first, last = observations
+        for each in first:
+            self._observe(service, each, None)
+        self._observe(service, last, done)
+
+    def _remember(self, said: Said, notice: Notice) -> None:
+        if notice.status is not None:
+            said.status = notice.status or None
+        if notice.errno is not None:
+            said.errno = notice.errno or None
+        if notice.reloading or notice.ready:
+            said.reloading = notice.reloading
+
+    def _observations(self, service: str, run: int, notice: Notice) -> list[inp.Observation]:
+        found: list[inp.Observation] = []
+        if notice.main_pid is not None:
+            main = self._runner.change_main(service, run, notice.main_pid)
+            if main is not None:
+                found.append(inp.NotifiedMain(run=run, pid=main[0], start_time=main[1]))
+        if notice.watchdog_s is not None:
+            found.append(inp.NotifiedWatchdog(run=run, interval_s=notice.watchdog_s))
+        if notice.extend_s is not None:
+            found.append(inp.NotifiedExtension(run=run, seconds=notice.extend_s))
+        if notice.ready:
+            found.append(inp.NotifiedReady(run=run))
+        if notice.stopping:
+            found.append(inp.NotifiedStopping(run=run))
+        return found

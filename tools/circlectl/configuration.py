@@ -1,0 +1,145 @@
+"""The commands about what is declared: show, plan, apply."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import click
+
+from registry.client import RegistryError
+
+from . import declaration, exits
+from .screen import Screen
+from .session import Session, common, complete_service, write
+from .words import Record, escaped
+
+_SIGNS = {"add": "+", "remove": "-", "change": "~"}
+
+
+@click.command()
+@click.argument("name", metavar="NAME", shell_complete=complete_service)
+@click.option(
+    "--run",
+    type=int,
+    metavar="N",
+    help="As run N was begun; 0 is the present run, -1 the one before it.",
+)
+@click.option("--all", "everything", is_flag=True, help="Show what is as by default, too.")
+@common
+@click.pass_obj
+def show(session: Session, name: str, run: int | None, everything: bool) -> int:
+    """Show how a service is declared, as TOML.
+
+    It can be pasted into services.toml. Of `env` the registry keeps no values: write them for "***".
+
+    \b
+    Examples:
+      circlectl show web
+      circlectl show web --all
+      diff <(circlectl show web --run -1) <(circlectl show web)
+    """
+    data = session.call("show", service=name, **({} if run is None else {"run": run}))
+    session.show(data, lambda: _shown(session.screen, data, everything))
+    return exits.WELL
+
+
+def _shown(screen: Screen, data: Record, everything: bool) -> Iterator[str]:
+    definition = data["definition"]
+    of_run = "as declared now" if data["run"] is None else f"run {data['run']}"
+    yield f"# {escaped(data['name'])}, {of_run}, digest {escaped(data['digest'])}"
+    if definition["instance_of"]:
+        base, instance = escaped(definition["instance_of"]), definition["instance"]
+        yield f'# one of the instances of {base}: "{{instance}}" is written out as {instance}'
+    width = min(screen.width or declaration.WIDTH, declaration.WIDTH)
+    yield from declaration.lines(definition, everything=everything, width=width)
+
+
+@click.command()
+@click.option(
+    "--detailed-exitcode", is_flag=True, help="Exit with 2 where something would change, else 0."
+)
+@common
+@click.pass_obj
+def plan(session: Session, detailed_exitcode: bool) -> int:
+    """Show what apply would change, and do nothing.
+
+    A line a service: + is added, - removed, ~ changed, with its keys, and whether its run ends.
+
+    \b
+    Examples:
+      circlectl plan
+      circlectl plan --detailed-exitcode >/dev/null || echo "services.toml is not in force"
+    """
+    data = _ask(session, "plan")
+    if data is None:
+        return exits.INVALID_CONFIG
+    session.show(data, lambda: _lines(session.screen, data, "nothing would change"))
+    changes = bool(data["changes"] or data["later"])
+    return exits.USAGE if detailed_exitcode and changes else exits.WELL
+
+
+@click.command()
+@common
+@click.pass_obj
+def apply(session: Session) -> int:
+    """Take up services.toml as it is now.
+
+    All of it, or nothing where anything is wrong; only what changed is touched. It tells what was done
+    as plan does, once that is decided and durable; runs end and begin after it.
+
+    \b
+    Examples:
+      circlectl apply
+      circlectl plan && circlectl apply
+    """
+    data = _ask(session, "apply")
+    if data is None:
+        return exits.INVALID_CONFIG
+    session.show(data, lambda: _lines(session.screen, data, "nothing is changed"))
+    return exits.WELL
+
+
+def _ask(session: Session, action: str) -> Record | None:
+    """The plan; None, and every complaint told, where the configuration is wrong."""
+    try:
+        data: Record = session.call(action)
+    except RegistryError as error:
+        if error.code != "invalid_config":
+            raise
+        if session.json or not error.data:
+            session.complain(error)
+        else:
+            write(map(escaped, error.data), sys.stderr)
+        return None
+    return data
+
+
+def _lines(screen: Screen, data: Record, nothing: str) -> Iterator[str]:
+    changes = data["changes"]
+    width = max((len(change["service"]) for change in changes), default=0)
+    for change in changes:
+        sign, name = _SIGNS.get(change["change"], "~"), escaped(change["service"])
+        what = screen.wrapped(width + 4, _what(change))
+        yield f"{screen.mark(sign)} {name:{width}}  {what}".rstrip()
+    if data["later"]:
+        settings = escaped(", ".join(data["later"]))
+        yield screen.wrapped(7, f"later: {settings}: for the next start of the registry")
+    if not changes and not data["later"]:
+        yield nothing
+
+
+def _what(change: Record) -> str:
+    """What happens to a service: its keys, and what that means for its run."""
+    anew = change["restart_keys"]
+    rest = [key for key in change["keys"] if key not in anew]
+    restarts = change["restarts"] and escaped(change["restarts"])
+    if anew and rest:
+        return f"{_listed(anew)}: {restarts}; {_listed(rest)}: in place"
+    if keys := anew or rest:
+        return f"{_listed(keys)}: {restarts or 'in place'}"
+    return restarts or ""
+
+
+def _listed(keys: list[str]) -> str:
+    return escaped(", ".join(keys))
