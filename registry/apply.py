@@ -11,7 +11,7 @@ import msgspec
 
 from registry.api.actions import ApiError, ErrorCode
 from registry.api.commands import committed
-from registry.config import Config, ConfigError, load, with_digests
+from registry.config import Config, ConfigError, JournalSettings, load, with_digests
 from registry.core import inputs as inp
 from registry.core.definition import Definition
 from registry.core.dependencies import Graph
@@ -21,6 +21,8 @@ from registry.questions.plan import Plan, plan
 from registry.registry import Registry, Step
 
 _log = logging.getLogger("registry")
+_FIXED = ("socket", "socket_mode", "socket_group")
+"""Settings of the registry that it is born with."""
 
 
 def digest(definition: Definition, key: bytes) -> str:
@@ -35,6 +37,7 @@ class Configuration:
         self, config: Config, key: bytes, registry: Registry, take_up: Callable[[Config], None]
     ) -> None:
         self.config = config
+        self._begun_with = config
         self._key = key
         self._registry = registry
         self._take_up = take_up
@@ -69,7 +72,10 @@ class Configuration:
         except ApiError as error:
             for complaint in error.data or [error.message]:
                 _log.error("%s", complaint)
-            _log.error("Nothing was changed")
+            if (
+                error.code is not ErrorCode.OUTCOME_UNKNOWN
+            ):  # which is in force, but not durable yet
+                _log.error("Nothing was changed")
 
     async def _load(self) -> Config:
         try:
@@ -81,12 +87,16 @@ class Configuration:
         return with_digests(loaded, self._key)
 
     def _compare(self, config: Config) -> Plan:
-        later = _later(self.config, config)
+        later = _later(self._begun_with, config)
         return plan(self._registry.committed.services, config.definitions, later)
 
     def _exchange(self, config: Config) -> None:
-        self.config = config
-        self._take_up(config)
+        """The new one is in force, but for what only the next start takes up: that stays as it is."""
+        kept = {name: getattr(self.config.registry, name) for name in _FIXED}
+        registry = msgspec.structs.replace(config.registry, **kept)
+        journal = self.config.journal
+        self.config = msgspec.structs.replace(config, registry=registry, journal=journal)
+        self._take_up(self.config)
 
     def _steps(self, config: Config, changes: Plan, actor: Actor | None) -> list[Step]:
         by: dict[str, Actor | int | None] = {"actor": actor}
@@ -105,6 +115,8 @@ class Configuration:
         added = set(of["add"])
         start = inp.Start(actor=actor, reason=Reason.AUTOSTART)
         steps += [(name, start) for name in start_order(config) if name in added]
+        declared = self._registry.committed.services  # one that is being removed still has its run
+        steps += [(name, inp.Renew(actor=actor)) for name in of["add"] if name in declared]
         return steps
 
 
@@ -118,14 +130,16 @@ def start_order(config: Config) -> list[str]:
 
 def _later(old: Config, new: Config) -> list[str]:
     """The settings that differ and that only the next start of the registry takes up."""
-    pairs = {
-        "registry.socket": (old.registry.socket, new.registry.socket),
-        "registry.socket_mode": (old.registry.socket_mode, new.registry.socket_mode),
-        "registry.socket_group": (old.registry.socket_group, new.registry.socket_group),
-        "journal.path": (old.journal.path, new.journal.path),
-        "journal.durability": (old.journal.durability, new.journal.durability),
+    sections = {
+        "registry": (old.registry, new.registry, _FIXED),
+        "journal": (old.journal, new.journal, JournalSettings.__struct_fields__),
     }
-    return [key for key, (before, after) in pairs.items() if before != after]
+    return [
+        f"{section}.{name}"
+        for section, (before, after, names) in sections.items()
+        for name in names
+        if getattr(before, name) != getattr(after, name)
+    ]
 
 
 def _sentence(config: Config, changes: Plan) -> str:

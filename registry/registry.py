@@ -288,16 +288,18 @@ class Registry:
 
     def _tell_neighbours(self, records: list[ev.Record]) -> None:
         """Whoever waits for one that moved, or was restarted with it, is to look again."""
+        if any(isinstance(record.event, ev.Redefined | ev.Removed) for record in records):
+            self.reconsider_all()  # who depended on whom until now is no longer known
+            return
         latest = {record.service: record.seq for record in records if record.service is not None}
         for name, seq in latest.items():
             for neighbour in self.graph.neighbours(name):
                 self._put(_Item([(neighbour, inp.Reconsider(cause=seq))]))
 
     def reconsider_all(self) -> None:
-        """Have every service look at its neighbours: after recovery."""
-        for name in self._live.services:
-            if any(self.graph.neighbours(name)):
-                self._put(_Item([(name, inp.Reconsider(cause=self._live.services[name].cause))]))
+        """Have every service look at its neighbours: after recovery, and when who they are has changed."""
+        for name, service in self._live.services.items():
+            self._put(_Item([(name, inp.Reconsider(cause=service.cause))]))
 
     async def _keep(self, records: list[ev.Record]) -> None:
         """Commit; while the journal cannot be written, hold: in order, and with the same numbers."""
@@ -388,8 +390,11 @@ class Registry:
     ) -> list[ev.Record]:
         """Who starts a service starts what it needs, in the same decision."""
         records: list[ev.Record] = []
+        service = self._live.services.get(name)
+        if service is None or not service.wanted:  # it is removed, or to be removed
+            return []
         cause = before[-1].seq if before else given.cause
-        for needed in needs(self._live.services[name], self._live.services):
+        for needed in needs(service, self._live.services):
             start = inp.Start(actor=given.actor, cause=cause, reason=Reason.REQUIRED)
             records += self._step(needed.name, start, before or records)
         return records

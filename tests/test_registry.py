@@ -433,3 +433,56 @@ async def test_at_the_end_dependents_stop_first(made):
     await asyncio.wait_for(ending, 5)
     stops = [done[1] for done in host.done if done[0] == "stop"]
     assert [name for name in dict.fromkeys(stops) if name != "web"] == ["page", "app", "db"]
+
+
+# --- who depends on whom may change -----------------------------------------------------------------
+
+
+async def of_two(registry):
+    """`app` runs, and depends on `db`."""
+    await registry.command([declared("db"), declared("app", "db")])
+    await registry.command([("app", inp.Start(actor=ROOT))])
+    await reaches(registry, "app", State.RUNNING)
+
+
+async def test_a_stop_goes_on_once_the_dependent_that_held_it_is_removed(made):
+    registry, _journal, _host = made
+    await of_two(registry)
+    await registry.command([("app", inp.Remove()), ("db", inp.Remove())])
+    registry.observe("app", inp.ProcessExited(run=1, signal=15))
+    await reaches(registry, "db", State.STOPPING)
+
+
+async def test_a_stop_goes_on_once_the_dependent_that_held_it_depends_on_it_no_more(made):
+    registry, _journal, _host = made
+    await of_two(registry)
+    await registry.command([("app", inp.Stop()), ("db", inp.Stop())])
+    await registry.command([declared("app")])
+    await reaches(registry, "db", State.STOPPING)
+
+
+async def test_one_that_waits_starts_once_it_depends_on_nothing_any_more(made):
+    registry, _journal, _host = made
+    await registry.command([declared("db", ready=Ready.NOTIFY), declared("app", "db")])
+    await registry.command([("app", inp.Start(actor=ROOT))])
+    await registry.command([declared("app")])
+    await reaches(registry, "app", State.RUNNING)
+
+
+async def test_a_start_of_one_that_was_just_removed_ends_nothing(made):
+    registry, _journal, _host = made
+    await of_two(registry)
+    await registry.command([declared("gone"), ("gone", inp.Remove(actor=ROOT))])
+    accepted = await registry.command([("gone", inp.Start(actor=ROOT))])
+    assert accepted.already
+    await registry.command([("web", inp.Stop(actor=ROOT))])
+
+
+async def test_a_start_of_one_that_is_being_removed_starts_nothing_that_it_needs(made):
+    registry, journal, _host = made
+    await of_two(registry)
+    await registry.command([("db", inp.Stop()), ("app", inp.Remove())])
+    registry.observe("db", inp.ProcessExited(run=1, signal=15))
+    await reaches(registry, "db", State.STOPPED)
+    await registry.command([("app", inp.Start(actor=ROOT))])
+    assert of(journal.records, "db")[-1] == ("db", "group_emptied")

@@ -37,7 +37,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_CHECK = "unknown_check"
     NO_LOGS = "no_logs"
     NO_RUN = "no_run"
-    NOT_RUNNING = "not_running"
+    NOT_RUNNING = "service_not_running"
     NO_RELOAD = "no_reload"
     REQUEST_FAILED = "request_failed"
     NO_CHECKS = "no_checks"
@@ -110,6 +110,13 @@ class ReloadParams(Params, frozen=True):
 
     service: str | list[str]
     wait: bool = True
+    timeout: float = 60.0
+
+
+class ApplyParams(Params, frozen=True):
+    """`wait` until what was changed is settled, `timeout` seconds at most."""
+
+    wait: bool = False
     timeout: float = 60.0
 
 
@@ -292,12 +299,13 @@ ACTIONS: dict[str, Action] = {
         ),
         Action(
             "apply",
-            NoParams,
+            ApplyParams,
             Role.ADMIN,
             "Take up the configuration files as they are now: all of it, or, where anything is wrong, nothing.",
             "the plan that was carried out, once durable",
             (
                 ErrorCode.INVALID_CONFIG,
+                ErrorCode.TIMED_OUT,
                 ErrorCode.SHUTTING_DOWN,
                 ErrorCode.JOURNAL_UNAVAILABLE,
                 ErrorCode.OUTCOME_UNKNOWN,

@@ -8,6 +8,8 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from registry.api.access import Peer
 from registry.api.actions import (
     ApiError,
@@ -59,13 +61,21 @@ class Commands:
     async def _stop(self, params: StopParams, peer: Peer) -> Any:
         names = self._names(params.service)
         if params.with_dependents:
-            names = self._registry.graph.stop_order(names)
+            names = self._with_dependents(names)
         accepted = await self._ask_all(names, inp.Stop(actor=actor_of(peer)))
-        answer: list[Any] = await self._answer(accepted, params)
-        if params.wait:
-            return answer
-        stopped = set(names)
-        return [{**item, "dependents": self._dependents(item["name"], stopped)} for item in answer]
+        running = {name: self._dependents(name, set(names)) for name in names}
+        answer = msgspec.to_builtins(await self._answer(accepted, params))
+        return [{**item, "dependents": running[item["name"]]} for item in answer]
+
+    def _with_dependents(self, names: list[str]) -> list[str]:
+        """And whoever depends on them and has something under way, each before what it depends on."""
+        services = self._registry.committed.services
+        resting = (State.STOPPED, State.FAILED)
+        return [
+            name
+            for name in self._registry.graph.stop_order(names)
+            if name in names or (name in services and services[name].state not in resting)
+        ]
 
     def _dependents(self, name: str, stopped: set[str]) -> list[str]:
         """Those that run on, and depend on one that is stopped. Who follows it is stopped with it."""
@@ -210,8 +220,9 @@ def _signal_name(given: str) -> str:
     """A signal by its name, with or without SIG, or its number."""
     names = {each.name: each for each in signal.Signals}
     word = given.strip().upper()
-    if word.isdecimal() and int(word) in set(signal.Signals):
-        return signal.Signals(int(word)).name
+    numbers = {str(each.value): each.name for each in signal.Signals}
+    if word in numbers:
+        return numbers[word]
     name = word if word.startswith("SIG") else f"SIG{word}"
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)

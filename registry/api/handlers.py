@@ -18,6 +18,7 @@ import registry as package
 from registry.api.access import Peer
 from registry.api.actions import (
     ApiError,
+    ApplyParams,
     ErrorCode,
     EventsParams,
     HealthParams,
@@ -36,6 +37,7 @@ from registry.api.growth import read as read_logs
 from registry.api.names import ALL, find, select, unknown
 from registry.api.protocol import Handler
 from registry.core.definition import Check, Definition
+from registry.core.dependencies import is_settled
 from registry.core.events import Actor, Defined, OutputEnded, Record, Redefined, Spawned
 from registry.core.lifecycle import State
 from registry.core.service import Service
@@ -254,7 +256,8 @@ class Handlers:
         if params.service == ALL:
             services = [service for service in services if service.definition.logs is not None]
         sources = [self._source(service, selection) for service in services]
-        is_plain = isinstance(params.service, str) and params.service != ALL and not params.stamps
+        is_one = [service.name for service in services] == [params.service]
+        is_plain = is_one and not params.stamps
         asked = params.lines
         if asked is None:
             asked = LINES if selection == Selection() else LINES_MAX
@@ -340,8 +343,29 @@ class Handlers:
     async def _plan(self, _params: NoParams, _peer: Peer) -> Plan:
         return await self._administration.plan()
 
-    async def _apply(self, _params: NoParams, peer: Peer) -> Plan:
-        return await self._administration.apply(actor_of(peer))
+    async def _apply(self, params: ApplyParams, peer: Peer) -> Plan:
+        applied = await self._administration.apply(actor_of(peer))
+        if params.wait:
+            await self._until_in_force(applied, params.timeout)
+        return applied
+
+    async def _until_in_force(self, applied: Plan, timeout_s: float) -> None:
+        """Wait until what was changed is settled, and what was removed is gone."""
+        services = self._registry.committed.services
+        removed = {change.service for change in applied.changes if change.change == "remove"}
+        changed = {change.service for change in applied.changes} - removed
+
+        def is_in_force() -> bool:
+            present = [services[name] for name in changed if name in services]
+            are_settled = all(is_settled(service, services) for service in present)
+            return are_settled and not removed & services.keys()
+
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._registry.until(is_in_force)
+        except TimeoutError:
+            message = f"applied, and not settled within {timeout_s:g} s"
+            raise ApiError(ErrorCode.TIMED_OUT, message, msgspec.to_builtins(applied)) from None
 
     async def _check_now(self, params: SelectionParams, _peer: Peer) -> list[dict[str, Any]]:
         services = [self._service(name) for name in self._names(params.service)]

@@ -116,9 +116,7 @@ def around(service: Service, services: Services, graph: Graph) -> Around:
     return Around(
         waits=bool(unmet(service, services)),
         held=any(is_ending(services[name]) for name in dependents if name in services),
-        follows=any(
-            _is_followed(each, service, services) for each in service.definition.depends_on
-        ),
+        follows=any(_has_moved_on(each, service, services) for each in _followed(service)),
     )
 
 
@@ -127,9 +125,17 @@ def is_ending(service: Service) -> bool:
     return service.state is State.STOPPING or (service.state in UP and not service.wanted)
 
 
-def _is_followed(dependency: Dependency, service: Service, services: Services) -> bool:
+def _followed(service: Service) -> Iterator[Dependency]:
+    """The dependencies that its run follows: a new `restart = true` counts from the next run on."""
+    declared = service.definition.depends_on
+    begun = service.run_definition.depends_on if service.run_definition else declared
+    names = {each.service for each in begun if each.restart}
+    return (each for each in declared if each.restart and each.service in names)
+
+
+def _has_moved_on(dependency: Dependency, service: Service, services: Services) -> bool:
     target = services.get(dependency.service)
-    if not dependency.restart or target is None:
+    if target is None:
         return False
     if not target.wanted:
         return not target.definition.oneshot

@@ -163,9 +163,9 @@ class Machine:
 
     def describe(self, service: Service) -> dict[str, Any]:
         """What only this machine knows of a service: what its run said, holds, and how it is found again."""
-        said = self._surroundings.said(service.name)
-        status = said.status if said is not None else None
         runs = service.pid is not None
+        said = self._surroundings.said(service.name) if runs else None
+        status = said.status if said is not None else None
         return {
             "status_text": "reloading" if said and said.reloading and not status else status,
             "errno": said.errno if said is not None else None,

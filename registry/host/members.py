@@ -64,6 +64,7 @@ class Process(msgspec.Struct, eq=False):
     signal_number: int = signal.SIGTERM
     killed: set[int | None] = msgspec.field(default_factory=set)
     kill_timer: asyncio.TimerHandle | None = None
+    kill_due_ns: int | None = None
     recheck: asyncio.TimerHandle | None = None
     awaited: int | None = None
 

@@ -278,18 +278,16 @@ class Runner:
     # --- stopping ---------------------------------------------------------------------------------
 
     def stop(self, service: str, run: int, signal_name: str, kill_due_ns: int) -> None:
-        """Ask a run's whole group to end: the signal now, SIGKILL at `kill_due_ns`. Once is enough."""
+        """Ask a run's whole group to end: the signal now, SIGKILL at `kill_due_ns`. Again only sets that time."""
         process = self._processes.get((service, run))
         if process is None:
             self._observe(service, GroupGone(run=run))
             return
+        self._kill_at(process, kill_due_ns)
         if process.stopping:
             return
         process.stopping = True
         process.signal_number = signal.Signals[signal_name]
-        delay_s = 0.0 if self._in_a_hurry else max(0.0, (kill_due_ns - mono_ns()) / NS)
-        loop = asyncio.get_running_loop()
-        process.kill_timer = loop.call_later(delay_s, self._kill, process)
         if process.gate is not None:
             held, process.gate = process.gate, None
             os.close(held)
@@ -299,6 +297,16 @@ class Runner:
             self._check_group(process)
         else:  # whom its main process shields, it shall end itself
             self._signal(process, self._main_apart(process))
+
+    def _kill_at(self, process: Process, due_ns: int) -> None:
+        if process.kill_due_ns == due_ns:
+            return
+        if process.kill_timer is not None:
+            process.kill_timer.cancel()
+        process.kill_due_ns = due_ns
+        delay_s = 0.0 if self._in_a_hurry else max(0.0, (due_ns - mono_ns()) / NS)
+        loop = asyncio.get_running_loop()
+        process.kill_timer = loop.call_later(delay_s, self._kill, process)
 
     def _main_apart(self, process: Process) -> list[proc.Stat]:
         """A main process that may be in another group than the run's."""

@@ -17,7 +17,7 @@ _SILENT = frozenset({"position"})
 class Change(msgspec.Struct, frozen=True):
     """One service. `change` is `add`, `remove` or `change`; `restarts` says why a run ends, or is null.
 
-    `keys` are those that differ, `restart_keys` those of them that only a new run can take up.
+    `keys` are those that differ, `restart_keys` those of them that only a new run can take up, if need be its next.
     """
 
     service: str
@@ -62,9 +62,9 @@ def _change(service: Service | None, new: Definition) -> Change | None:
         return Change(new.name, "add")
     keys = [key for key in changed_keys(service.definition, new) if key not in _SILENT]
     runs_by = service.run_definition or service.definition
-    anew = keys_for_a_new_run(runs_by, new) if _is_running(service) else ()
+    anew = keys_for_a_new_run(runs_by, new)
     restarts = None
-    if anew:
+    if anew and _is_running(service):
         restarts = "its run ends, another begins"
     elif keys and service.state is State.FAILED and service.wanted:
         restarts = "it had failed, and is started"
@@ -86,9 +86,17 @@ def _followers(
     while waiting:
         leader = waiting.pop()
         for name, definition in wanted.items():
-            follows = any(d.service == leader and d.restart for d in definition.depends_on)
             is_new = name not in found and name not in anew
-            if follows and is_new and name in services and _is_running(services[name]):
+            if is_new and name in services and _follows(services[name], definition, leader):
                 found[name] = leader
                 waiting.append(name)
     return found
+
+
+def _follows(service: Service, new: Definition, leader: str) -> bool:
+    """Whether its run follows `leader`: a new `restart = true` counts from the next run on."""
+    begun = service.run_definition or service.definition
+    return _is_running(service) and all(
+        any(each.service == leader and each.restart for each in definition.depends_on)
+        for definition in (begun, new)
+    )

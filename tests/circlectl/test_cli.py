@@ -78,7 +78,7 @@ def test_a_registry_that_is_not_there_is_one_sentence(circlectl, short_dir) -> N
         ("no_permission", 77),
         ("invalid_params", 2),
         ("unknown_service", 4),
-        ("not_running", 3),
+        ("service_not_running", 3),
         ("invalid_config", 78),
         ("internal_error", 1),
     ],

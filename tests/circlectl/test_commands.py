@@ -209,7 +209,7 @@ def test_reload_without_a_name_tells_it_from_apply(circlectl) -> None:
 
 @pytest.mark.parametrize(
     ("code", "status"),
-    [("not_running", 3), ("no_reload", 1), ("request_failed", 1), ("unknown_service", 4)],
+    [("service_not_running", 3), ("no_reload", 1), ("request_failed", 1), ("unknown_service", 4)],
 )
 def test_a_request_that_fails_is_one_sentence(fake, circlectl, refusal, code, status) -> None:
     fake.answers["reload"] = [refusal(code, "it is so", DONE if code == "request_failed" else None)]
@@ -217,7 +217,7 @@ def test_a_request_that_fails_is_one_sentence(fake, circlectl, refusal, code, st
 
 
 def test_a_request_refused_by_some_tells_each(fake, circlectl, refusal) -> None:
-    items = [_item("web"), _item("db", "not_running")]
+    items = [_item("web"), _item("db", "service_not_running")]
     fake.answers["signal"] = [refusal("partial_failure", "not for every service", items)]
     ended = circlectl("signal", "web", "db", "HUP")
     assert ended == (3, "web: signal accepted (seq 9)\n", "circlectl: db: no db\n")

@@ -760,6 +760,33 @@ def test_a_new_dependency_stops_nobody_who_runs(system, define):
     assert s.running() == {"db", "web"}
 
 
+@pytest.mark.parametrize("is_stopped", [True, False], ids=["stopped", "of a newer run"])
+def test_one_that_is_to_follow_from_now_on_does_so_from_its_next_run(system, define, is_stopped):
+    s = system(db="", web="")
+    s.start("web", "db")
+    s.settle()
+    if is_stopped:
+        s.stop("db")
+    s.define(define(name="web", depends_on=(Dependency("db", restart=True),)))
+    s.settle()
+    assert (s.where("web"), s["web"].run) == (RUNS, 1)
+    s.restart("web")
+    s.settle()
+    s.restart("db")
+    s.settle()
+    assert (s.where("web"), s["web"].run) == (RUNS, 3)
+
+
+def test_one_that_is_to_follow_no_more_does_not(system, define):
+    s = system(db="", web="db!")
+    s.start("web")
+    s.settle()
+    s.define(define(name="web", position=1, depends_on=(Dependency("db"),)))
+    s.restart("db")
+    s.settle()
+    assert (s.where("web"), s["web"].run) == (RUNS, 1)
+
+
 def test_a_stop_is_no_longer_held_by_one_that_no_longer_depends_on_it(system, define):
     s = system(db="", web="db")
     s.start("web")

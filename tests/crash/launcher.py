@@ -27,7 +27,7 @@ POINTS: dict[str, tuple[str, str]] = {
     "reaped": ("registry.host.process", "Runner._child_ended"),
     "release": ("registry.keeper.client", "Keeper.release"),
     "connect": ("registry.keeper.client", "Keeper.connect"),
-    "declare": ("registry.daemon", "Daemon._declare"),
+    "declare": ("registry.registry", "Registry.declare"),
     "adopt": ("registry.host.machine", "Machine.adopt"),
     "leftovers": ("registry.host.process", "Runner.adopt_leftovers"),
     "autostart": ("registry.daemon", "Daemon._autostart"),

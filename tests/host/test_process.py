@@ -237,12 +237,24 @@ async def test_a_stop_is_asked_once(host):
     assert await host.line() == "ready"
     host.stop()
     pid = await word(host, "term")
-    host.stop(timeout_s=0)
+    host.stop()
     os.kill(pid, signal.SIGKILL)
     exited = await host.next()
     assert exited.killed == 0
     if not exited.group_empty:
         assert await host.next() == GroupGone(run=1, killed=0)
+    await rest_of_output(host)
+
+
+async def test_a_stop_that_is_asked_again_takes_the_new_time_for_its_sigkill(host):
+    host.script("exec 2>/dev/null; trap '' TERM; echo ready; while :; do sleep 0.01; done")
+    assert await host.line() == "ready"
+    host.stop(timeout_s=60)
+    host.stop(timeout_s=0)
+    exited = await host.next()
+    assert exited.signal == signal.SIGKILL
+    if not exited.group_empty:
+        await host.next()
     await rest_of_output(host)
 
 

@@ -62,7 +62,7 @@ class Program(click.Group):
             return super().invoke(ctx)
         except RegistryError as error:
             ctx.ensure_object(Session).complain(error)
-            return exits.of_error(error)
+            return exits.of_code(error.code)
         except KeyboardInterrupt:
             return exits.INTERRUPTED
         except OSError as error:

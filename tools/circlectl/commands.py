@@ -181,6 +181,13 @@ def reload(session: Session, names: tuple[str, ...], timeout: float | None) -> i
     return _request(session, "reload", "reloaded", names, wait=True, timeout=limit_s)
 
 
+def waiting(wait: bool, timeout: float | None) -> dict[str, Any]:
+    """The parameters for the options of `waits`."""
+    if not wait and timeout is None:
+        return {}
+    return {"wait": True, "timeout": TIMEOUT_S if timeout is None else timeout}
+
+
 @click.command()
 @click.option("--keep-services", is_flag=True, help="Leave them running, for the next registry.")
 @common
@@ -248,8 +255,7 @@ def _command(
     if not names:
         raise click.UsageError(f"name the services to {command}, or {EVERYTHING}")
     params: dict[str, Any] = {"service": services(names), **more}
-    if wait or timeout is not None:
-        params |= {"wait": True, "timeout": TIMEOUT_S if timeout is None else timeout}
+    params |= waiting(wait, timeout)
     asked_at = now()
     try:
         data = session.call(command, **params)
@@ -304,7 +310,7 @@ def _failed(session: Session, command: str, error: RegistryError, asked_at: date
         if not refused:
             note(error.message)
     codes = {_code(item) for item in items if not item.get("ok", True)}
-    return exits.of_code(str(codes.pop())) if len(codes) == 1 else exits.of_error(error)
+    return exits.of_code(str(codes.pop())) if len(codes) == 1 else exits.of_code(error.code)
 
 
 def _code(item: Record) -> str | None:

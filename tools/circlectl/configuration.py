@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import click
 
 from registry.client import RegistryError
 
 from . import declaration, exits
+from .commands import waiting, waits
 from .screen import Screen
 from .session import Session, common, complete_service, write
 from .words import Record, escaped
 
+_LATER = "by its next run"
 _SIGNS = {"add": "+", "remove": "-", "change": "~"}
 
 
@@ -80,9 +83,10 @@ def plan(session: Session, detailed_exitcode: bool) -> int:
 
 
 @click.command()
+@waits
 @common
 @click.pass_obj
-def apply(session: Session) -> int:
+def apply(session: Session, wait: bool, timeout: float | None) -> int:
     """Take up services.toml as it is now.
 
     All of it, or nothing where anything is wrong; only what changed is touched. It tells what was done
@@ -91,19 +95,19 @@ def apply(session: Session) -> int:
     \b
     Examples:
       circlectl apply
-      circlectl plan && circlectl apply
+      circlectl plan && circlectl apply --wait
     """
-    data = _ask(session, "apply")
+    data = _ask(session, "apply", **waiting(wait, timeout))
     if data is None:
         return exits.INVALID_CONFIG
     session.show(data, lambda: _lines(session.screen, data, "nothing is changed"))
     return exits.WELL
 
 
-def _ask(session: Session, action: str) -> Record | None:
+def _ask(session: Session, action: str, **params: Any) -> Record | None:
     """The plan; None, and every complaint told, where the configuration is wrong."""
     try:
-        data: Record = session.call(action)
+        data: Record = session.call(action, **params)
     except RegistryError as error:
         if error.code != "invalid_config":
             raise
@@ -135,9 +139,11 @@ def _what(change: Record) -> str:
     rest = [key for key in change["keys"] if key not in anew]
     restarts = change["restarts"] and escaped(change["restarts"])
     if anew and rest:
-        return f"{_listed(anew)}: {restarts}; {_listed(rest)}: in place"
-    if keys := anew or rest:
-        return f"{_listed(keys)}: {restarts or 'in place'}"
+        return f"{_listed(anew)}: {restarts or _LATER}; {_listed(rest)}: in place"
+    if anew:
+        return f"{_listed(anew)}: {restarts or _LATER}"
+    if rest:
+        return f"{_listed(rest)}: {restarts or 'in place'}"
     return restarts or ""
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from registry.client import NotRunning, RegistryError
-
 WELL = 0
 FAILED = 1
 USAGE = 2
@@ -23,7 +21,8 @@ UNREAD = 141
 _BY_CODE = {
     "invalid_params": USAGE,
     "unknown_service": UNKNOWN_SERVICE,
-    "not_running": NOT_RUNNING,
+    "service_not_running": NOT_RUNNING,
+    "not_running": UNAVAILABLE,
     "disconnected": UNAVAILABLE,
     "no_permission": NO_PERMISSION,
     "forbidden": NO_PERMISSION,
@@ -45,13 +44,6 @@ Exit status:
   141  the reader of the output has gone"""
 
 
-def of_error(error: RegistryError) -> int:
-    """The exit status for an error. `not_running` may be a service, or, said by nobody, the registry."""
-    if isinstance(error, NotRunning) and error.code == "not_running":
-        return UNAVAILABLE
-    return of_code(error.code)
-
-
 def of_code(code: str) -> int:
-    """The exit status for an answer with this error code."""
+    """The exit status for an error with this code."""
     return _BY_CODE.get(code, FAILED)
