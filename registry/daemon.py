@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import shlex
 import signal
 import sys
@@ -18,39 +17,33 @@ from pathlib import Path
 
 import msgspec
 
-import registry as package
-from registry import house
+from registry import house, recovery
 from registry.api.access import Access
 from registry.api.actions import ACTIONS, Role
 from registry.api.growth import Growth
 from registry.api.handlers import Handlers
 from registry.api.server import Server
-from registry.apply import Configuration, start_order
+from registry.apply import Configuration
 from registry.config import AccessSettings, Config, ConfigError, OnSigterm, load, with_digests
 from registry.core import events as ev
 from registry.core import inputs as inp
-from registry.core.lifecycle import Reason, State
-from registry.core.projection import Projection
+from registry.core.lifecycle import State
 from registry.core.service import Service
-from registry.host import proc
-from registry.host.adoption import COMMAND
-from registry.host.capabilities import become_subreaper, detect
+from registry.host.capabilities import Capabilities, become_subreaper, detect
 from registry.host.clock import Clock
 from registry.host.health import Attempt, Prober
 from registry.host.hooks import Hook, Hooks
-from registry.host.hooks import environment as hook_environment
-from registry.host.launch import DEFAULT_PATH, Launch, LaunchError, find_program
+from registry.host.launch import Launch, LaunchError
 from registry.host.machine import Machine, phase
 from registry.host.process import Runner
 from registry.host.surroundings import Surroundings
 from registry.host.systemd import Systemd
-from registry.journal import Journal, JournalDamaged, JournalError
-from registry.journal.salvage import salvage
-from registry.journal.schema import SCHEMA_VERSION
+from registry.journal import Journal, JournalError
 from registry.keeper.client import Found, Keeper, Note, OutputEnded
 from registry.keeper.endings import Endings
 from registry.questions.narration import narrate
 from registry.questions.plan import Plan
+from registry.recovery import Beginning
 from registry.registry import Registry
 from registry.validate import machine_complaints
 
@@ -65,7 +58,6 @@ TO_END = (signal.SIGTERM, signal.SIGINT)
 _CHECK_S = 30.0
 HOOKS_S = 5.0
 """How long hooks that run may take at the end."""
-_HOOKS_INHERIT = ("PATH", "LANG", "TZ", "HOME")
 _LATEST = 200
 """Events of a service that are looked through for the end of a run."""
 
@@ -264,14 +256,36 @@ class Daemon:
     # --- building ---------------------------------------------------------------------------------
 
     async def _build(self, stack: AsyncExitStack) -> None:
-        config = self._starting
-        journal, projection, before = await self._open_journal()
+        beginning = Beginning(self._starting)
+        journal, projection = await beginning.open()
         stack.push_async_callback(journal.close)
         self._told = projection.seq
-        capabilities = detect(os.environ)
+        self._build_host(stack, detect(os.environ), beginning.journal_id)
+        self._registry = Registry(projection, journal, self._machine, Clock())
+        self._configuration = Configuration(
+            self._starting, self._key, self._registry, self._take_up
+        )
+        self._hooks = Hooks(_hooks_of(self._starting), self._machine.run_hook, self._tags_of)
+        self._endings = Endings(
+            self._find,
+            self._observe,
+            lambda service: self._latest(journal, service),
+            self._keeper.heard,
+        )
+        stack.callback(self._registry.close)
+        self._build_server(stack, journal)
+        found = await self._keeper.connect()
+        await self._recover(beginning, found)
+        self._runner.listen()
+        await self._server.start()
+
+    def _build_host(
+        self, stack: AsyncExitStack, capabilities: Capabilities, journal_id: str
+    ) -> None:
         if capabilities.subreaper:
             become_subreaper()
-        self._keeper = keeper = Keeper(
+        self._capabilities = capabilities
+        self._keeper = Keeper(
             self._folder / "keeper.sock",
             on_grew=self._grew,
             on_output_ended=self._output_ended,
@@ -280,111 +294,79 @@ class Daemon:
             splice=capabilities.splice,
         )
         stack.callback(self._leave_keeper)
-        self._growth = Growth(keeper.watch, keeper.unwatch)
-        prober = Prober(self._probed, phase)
-        stack.push_async_callback(prober.close)
-        self._runner = Runner(self._folder, capabilities, keeper, self._observe)
+        self._growth = Growth(self._keeper.watch, self._keeper.unwatch)
+        self._prober = Prober(self._probed, phase)
+        stack.push_async_callback(self._prober.close)
+        self._runner = Runner(self._folder, capabilities, self._keeper, self._observe)
         stack.callback(self._runner.close)
-        self._surroundings = Surroundings(self._folder, keeper, self._runner, prober, self._observe)
+        self._surroundings = Surroundings(
+            self._folder, self._keeper, self._runner, self._prober, self._observe
+        )
         stack.callback(self._surroundings.close)
         self._runner.before_reap = self._surroundings.hear
-        copied = self._copied_from(before)
-        goes_on = before is not None and copied is None
-        journal_id = before.journal_id if before and goes_on else secrets.token_hex(8)
-        self._journal_id = journal_id
-        self._machine = machine = Machine(
+        self._machine = Machine(
             runner=self._runner,
-            prober=prober,
+            prober=self._prober,
             surroundings=self._surroundings,
             observe=self._observe,
             capabilities=capabilities,
             journal_id=journal_id,
-            environments=config.environments,
-            socket_path=config.registry.socket,
+            environments=self._starting.environments,
+            socket_path=self._starting.registry.socket,
             files_max=self._files_max,
         )
-        stack.push_async_callback(machine.close)
-        self._registry = Registry(projection, journal, machine, Clock())
-        self._configuration = Configuration(config, self._key, self._registry, self._take_up)
-        self._hooks = Hooks(_hooks_of(config), self._run_hook, self._tags_of)
-        self._access = Access(os.getuid(), self._runner.owner_of, _granted(config.access))
-        self._endings = Endings(
-            self._find,
-            self._observe,
-            lambda service: self._latest(journal, service),
-            keeper.heard,
-        )
-        stack.callback(self._registry.close)
+        stack.push_async_callback(self._machine.close)
+
+    def _build_server(self, stack: AsyncExitStack, journal: Journal) -> None:
+        settings = self._starting.registry
+        self._access = Access(os.getuid(), self._runner.owner_of, _granted(self._starting.access))
         handlers = Handlers(
             self._registry,
             journal,
             self._growth,
-            capabilities,
+            self._capabilities,
             journal_path=journal.path,
-            beat=prober.beat,
-            describe=machine.describe,
-            check_once=machine.check_once,
+            beat=self._prober.beat,
+            describe=self._machine.describe,
+            check_once=self._machine.check_once,
             administration=self,
         )
-        self._server = server = Server(
-            config.registry.socket,
-            config.registry.socket_mode,
-            config.registry.socket_group,
+        self._server = Server(
+            settings.socket,
+            settings.socket_mode,
+            settings.socket_group,
             ACTIONS,
             handlers.table(),
             self._access,
         )
         if self._listener is not None:
-            server.take_over(self._listener)
+            self._server.take_over(self._listener)
         else:
-            server.bind()
-        stack.push_async_callback(server.close)
-        same_boot = goes_on and _same_boot(before)
-        found = await keeper.connect()
-        await self._recover(machine, found, journal_id, copied, same_boot=same_boot)
-        self._runner.listen()
-        await server.start()
+            self._server.bind()
+        stack.push_async_callback(self._server.close)
 
-    async def _open_journal(self) -> tuple[Journal, Projection, house.Writer | None]:
-        """The journal, its fold, and who wrote it last, which is remembered elsewhere, too.
-
-        A damaged one is set aside, and what could be read of it is kept.
-        """
-        path = Path(self._starting.journal.path)
-        remembered = house.remembered(self._folder)
-        is_ours = remembered is not None and remembered.wrote(path)
-        is_damaged = False
-        try:
-            journal, projection = await self._read_journal(path, is_ours=is_ours)
-        except JournalDamaged as error:
-            is_damaged = True
-            saved = await asyncio.to_thread(salvage, path)
-            _log.error("%s", error)
-            _log.error(
-                "The damaged journal is now %s; events 1 to %d of it are kept in %s",
-                saved.aside,
-                saved.seq,
-                path,
-            )
-            journal, projection = await self._read_journal(path)
-        before = house.Writer.of(projection)
-        # one without a beginning was begun anew, perhaps by a registry that was killed while it did so
-        if (is_damaged or before is None) and _same_boot(remembered):
-            before = remembered
-        return journal, projection, before
-
-    async def _read_journal(
-        self, path: Path, *, is_ours: bool = False
-    ) -> tuple[Journal, Projection]:
-        durability = self._starting.journal.durability
-        journal = await Journal.open(path, durability=durability, is_ours=is_ours)
-        projection = Projection()
-        try:
-            await journal.fold_into(projection.fold)
-        except BaseException:
-            await journal.close()
-            raise
-        return journal, projection
+    async def _recover(self, beginning: Beginning, found: Found) -> None:
+        """Say that we are here, take up what lives, declare what the file declares, begin."""
+        registry, config = self._registry, self._starting
+        cause = await beginning.write(registry)
+        known = set(registry.committed.services)
+        recovery.declare(registry, self._configuration, cause)
+        recovery.take_up(
+            config,
+            registry,
+            self._machine,
+            self._runner,
+            self._surroundings,
+            found,
+            same_boot=beginning.same_boot,
+        )
+        self._runner.tidy(beginning.journal_id)
+        self._hear_late(found.notes)
+        await registry.drain()
+        recovery.begin(registry, config, known, cause)
+        registry.perform_all()
+        registry.reconsider_all()
+        await registry.drain()
 
     def _grew(self, service: str) -> None:
         self._growth.grew(service)
@@ -434,103 +416,6 @@ class Daemon:
         found = self._find(service)
         return found.definition.tags if found else ()
 
-    async def _run_hook(self, hook: Hook, told: bytes) -> int:
-        """Run a hook as the registry's own user. Raises TimeoutError, LaunchError."""
-        config = self._configuration.config
-        env = {name: os.environ[name] for name in _HOOKS_INHERIT if name in os.environ}
-        env |= hook_environment(told)
-        env["CIRCLEOSD_SOCKET"] = config.registry.socket
-        env[proc.MARK] = f"{self._journal_id}/hook/0/{COMMAND}"
-        program = find_program(hook.cmd[0], env.get("PATH", DEFAULT_PATH), hook.cwd)
-        argv = (program, *hook.cmd[1:])
-        launch = Launch(argv, env, hook.cwd, 0o077, None, None, (), self._files_max)
-        return await self._runner.run_command(launch, hook.timeout_s, stdin=told)
-
-    # --- recovery ---------------------------------------------------------------------------------
-
-    async def _recover(
-        self,
-        machine: Machine,
-        found: Found,
-        journal_id: str,
-        copied: str | None,
-        *,
-        same_boot: bool,
-    ) -> None:
-        """Say that we are here, take up what lives, declare what the file declares, begin."""
-        named: list[ev.Event] = []
-        if copied is not None:
-            named = [ev.JournalCopied(journal_id=journal_id, source=copied)]
-        elif journal_id != self._registry.committed.journal_id:
-            named = [ev.JournalCreated(journal_id=journal_id, schema=SCHEMA_VERSION)]
-        started = self._started(same_boot=same_boot)
-        await self._registry.write(*named, started)
-        self._remember(house.Writer(journal_id, started))
-        cause = self._registry.committed.seq
-        known = set(self._registry.committed.services)
-        definitions = self._starting.definitions
-        self._registry.declare(
-            [self._configuration.define(each, cause=cause) for each in definitions]
-        )
-        self._adopt(machine, found, same_boot=same_boot)
-        await self._registry.drain()
-        declared = {definition.name for definition in definitions}
-        for name in known - declared:
-            self._registry.declare([(name, inp.Remove(cause=cause))])
-        self._autostart(cause)
-        self._registry.perform_all()
-        self._registry.reconsider_all()
-        await self._registry.drain()
-
-    def _remember(self, writer: house.Writer) -> None:
-        try:
-            house.remember(self._folder, writer)
-        except OSError as error:
-            _log.warning("%s; should the journal be damaged, what runs would not be found", error)
-
-    def _copied_from(self, writer: house.Writer | None) -> str | None:
-        """The journal that ours is a copy of: it still lies where the last registry had it.
-
-        Where that one is gone, ours was moved, or put back from a backup: it is the same registry.
-        """
-        if writer is None or not writer.started.path:
-            return None
-        before = writer.started
-        theirs = (before.device, before.inode)
-        is_copy = house.file_of(before.path) == theirs != house.file_of(self._starting.journal.path)
-        return before.path if is_copy else None
-
-    def _started(self, *, same_boot: bool) -> ev.RegistryStarted:
-        device, inode = house.file_of(self._starting.journal.path) or (0, 0)
-        return ev.RegistryStarted(
-            boot_id=proc.boot_id(),
-            pid_namespace=proc.pid_namespace(),
-            pid=os.getpid(),
-            version=package.__version__,
-            fresh=self._registry.committed.orderly or not same_boot,
-            path=os.path.abspath(self._starting.journal.path),
-            device=device,
-            inode=inode,
-        )
-
-    def _adopt(self, machine: Machine, found: Found, *, same_boot: bool) -> None:
-        """Take up what lives, and what was kept for it; then what services said meanwhile."""
-        pidfds: dict[tuple[str, int], int] = {}
-        for each in found.kept:
-            self._runner.kept(each.service, each.run)
-            if each.output_fd is not None:
-                os.close(each.output_fd)  # the keeper's client holds its own
-            if each.pidfd is not None:
-                pidfds[each.service, each.run] = each.pidfd
-        # a run may live of one that the journal, begun anew, does not know
-        declared = {each.name: Service(each) for each in self._starting.definitions}
-        services = {**declared, **self._registry.committed.services}
-        self._surroundings.adopt(found.held, services)
-        for name, given in machine.take_up(services.values(), pidfds, same_boot=same_boot):
-            self._registry.observe(name, given)
-        self._runner.tidy(self._journal_id)
-        self._hear_late(found.notes)
-
     def _hear_late(self, notes: Sequence[Note]) -> None:
         """What services said while nobody but the keeper was there."""
         self._notes += len(notes)
@@ -539,20 +424,6 @@ class Daemon:
 
     def _leave_keeper(self) -> None:
         self._keeper.close(keep=self._ending.done() and self._ending.result().keep_services)
-
-    def _autostart(self, cause: int) -> None:
-        """Want each service up or down as its `autostart` says, where that is the one to say."""
-        services = self._registry.committed.services
-        due = {name for name, service in services.items() if service.autostart_due}
-        starting = [name for name in start_order(self._starting) if name in due]
-        resting = [each.name for each in self._starting.definitions if each.name in due]
-        stop = inp.Stop(reason=Reason.AUTOSTART, cause=cause)
-        start = inp.Start(reason=Reason.AUTOSTART, cause=cause)
-        for name in resting:
-            if name not in starting:
-                self._registry.declare([(name, stop)])
-        for name in starting:
-            self._registry.declare([(name, start)])
 
     # --- telling ----------------------------------------------------------------------------------
 
@@ -578,13 +449,6 @@ class Daemon:
         services = self._registry.committed.services.values()
         running = sum(service.state is State.RUNNING for service in services)
         return f"{running} of {len(services)} services running"
-
-
-def _same_boot(writer: house.Writer | None) -> bool:
-    if writer is None:
-        return False
-    before = writer.started
-    return before.boot_id == proc.boot_id() and before.pid_namespace == proc.pid_namespace()
 
 
 def _hooks_of(config: Config) -> list[Hook]:

@@ -347,11 +347,13 @@ class Registry:
     def _collapse(self) -> None:
         """At the bound: what is held of each service becomes one event with its whole state.
 
-        Their numbers are given anew: nobody could have read them from the journal.
+        Their numbers are given anew, in the order in which the present runs began: nobody could have read the
+        old ones from the journal, and who was spawned after whom is not forgotten.
         """
         held = self._held[self._in_flight :]
         live = self._live.services
-        counts = Counter(record.service for record in held if record.service in live)
+        names = [record.service for record in held if record.service in live]
+        counts = Counter(sorted(filter(None, names), key=lambda name: live[name].spawned_seq or 0))
         now, first = self._clock.now(), held[0].seq
         records = [
             ev.Record(
@@ -363,10 +365,9 @@ class Registry:
                 live[name].run or None,
                 None,
                 None,
-                ev.Resynced(events=count, state=_as_json(live[name])),
+                ev.Resynced(events=count, state=_as_of(seq, live[name])),
             )
             for seq, (name, count) in enumerate(counts.items(), first)
-            if name is not None
         ]
         self._held[self._in_flight :] = records
         self._live.fold(records)
@@ -599,9 +600,11 @@ def _named(records: Iterable[ev.Record]) -> list[str]:
     return [record.service for record in records if record.service is not None]
 
 
-def _as_json(service: Service) -> dict[str, Any]:
-    """A service as it is read back from a journal."""
+def _as_of(seq: int, service: Service) -> dict[str, Any]:
+    """A service as it is read back from event number `seq` of a journal, which knows of no later spawn."""
     state: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(service))
+    if service.spawned_seq is not None:
+        state["spawned_seq"] = min(service.spawned_seq, seq)
     return state
 
 

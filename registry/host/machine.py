@@ -28,14 +28,17 @@ from registry.core.inputs import (
 )
 from registry.core.lifecycle import Reason, State
 from registry.core.service import Request, Service
-from registry.host import adoption, gate, proc
+from registry.host import adoption, gate, hooks, proc
 from registry.host.capabilities import Capabilities
 from registry.host.health import Attempt, Prober, RunCommand, Shortage
-from registry.host.launch import Launch, LaunchError, resolve
+from registry.host.hooks import Hook
+from registry.host.launch import DEFAULT_PATH, Launch, LaunchError, find_program, resolve
 from registry.host.members import Process
 from registry.host.memory import MemoryWatch
 from registry.host.process import Runner, ended
 from registry.host.surroundings import Surroundings
+
+_HOOKS_INHERIT = ("PATH", "LANG", "TZ", "HOME")
 
 
 def phase(service: str) -> float:
@@ -95,7 +98,7 @@ class Machine:
         except LaunchError as error:
             error = gate.shortage() or error
             return SpawnRefused(run=run, reason=error.reason, message=error.message)
-        self._surroundings.begin(definition.name, run)
+        self._surroundings.begin(definition.name, run, mark)
         return SpawnSucceeded(
             run=run, pid=spawned.pid, start_time=spawned.start_time, digest=digest
         )
@@ -147,6 +150,7 @@ class Machine:
             beat_interval_s=service.watchdog_s,
             listens_before_ready=definition.readiness is not Ready.NOTIFY,
         )
+        self._surroundings.watched(service.name)
 
     def became_ready(self, service: str) -> None:
         """Its checks go on at their intervals."""
@@ -177,6 +181,17 @@ class Machine:
         """Every check of a service, carried out now."""
         commands = self._commands(service.definition, service.run)
         return await self._prober.once(service.name, service.definition.checks, commands)
+
+    async def run_hook(self, hook: Hook, told: bytes) -> int:
+        """Run a hook as the registry's own user; its exit code. Raises TimeoutError, LaunchError."""
+        env = {name: os.environ[name] for name in _HOOKS_INHERIT if name in os.environ}
+        env |= hooks.environment(told)
+        env["CIRCLEOSD_SOCKET"] = self._socket_path
+        env[proc.MARK] = f"{self._journal_id}/hook/0/{adoption.COMMAND}"
+        program = find_program(hook.cmd[0], env.get("PATH", DEFAULT_PATH), hook.cwd)
+        argv = (program, *hook.cmd[1:])
+        launch = Launch(argv, env, hook.cwd, 0o077, None, None, (), self._files_max)
+        return await self._runner.run_command(launch, hook.timeout_s, stdin=told)
 
     def _holds_too_much(self, service: str, run: int, held: int) -> None:
         self._observe(service, MemoryFound(run=run, bytes=held))
@@ -315,7 +330,7 @@ class Machine:
             opened=True,
         )
         self._runner.adopt(process, service.definition.logs)
-        self._surroundings.begin(service.name, run)
+        self._surroundings.begin(service.name, run, process.mark)
         found = RunFound(run=run, pid=stat.pid, start_time=stat.start_time)
         return [found, GateOpened(run=run)]
 
@@ -339,7 +354,7 @@ class Machine:
             process.start_time = stat.start_time
             process.is_child = stat.parent == os.getpid()
         self._runner.adopt(process, service.definition.logs)
-        self._surroundings.begin(service.name, process.run)
+        self._surroundings.begin(service.name, process.run, process.mark)
         found: list[Observation] = [ProcessFound(run=process.run, pid=pid)]
         return [*found, GateOpened(run=process.run)] if process.opened else found
 

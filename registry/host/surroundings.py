@@ -14,7 +14,7 @@ import msgspec
 
 from registry.core import inputs as inp
 from registry.core.definition import HEARTBEAT, Definition
-from registry.host import activation
+from registry.host import activation, proc
 from registry.host.activation import Sockets
 from registry.host.fd_store import FdStore
 from registry.host.health import Prober
@@ -24,6 +24,7 @@ from registry.host.process import Runner
 
 NOTIFY_FOLDER = "notify"
 _LISTENING = activation.kept_as("")
+_NOT_WELL = "the service itself said that it is not well"
 
 
 class Holder(Protocol):
@@ -79,12 +80,18 @@ class Note(Protocol):
 
 
 class Said(msgspec.Struct):
-    """What the present run last said about itself."""
+    """What the present run, whose processes carry `mark`, last said about itself.
+
+    `beats` and `triggers`: it did so when nobody listened, as its checks had not begun anew.
+    """
 
     run: int
+    mark: str
     status: str | None = None
     errno: int | None = None
     reloading: bool = False
+    beats: bool = False
+    triggers: bool = False
 
 
 class Surroundings:
@@ -127,9 +134,15 @@ class Surroundings:
         descriptors = tuple(fd for _name, fd in named)
         return msgspec.structs.replace(launch, env=env, own_pid=own_pid, descriptors=descriptors)
 
-    def begin(self, service: str, run: int) -> None:
+    def begin(self, service: str, run: int, mark: str) -> None:
         """A run of it is under way: what it says is said by this one."""
-        self._said[service] = Said(run)
+        self._said[service] = Said(run, mark)
+
+    def watched(self, service: str) -> None:
+        """Its checks have begun: what it said to them before is told to them now."""
+        said = self._said.get(service)
+        if said is not None and (said.beats or said.triggers):
+            self._tell_checks(service, said, beats=said.beats, triggers=said.triggers)
 
     def said(self, service: str) -> Said | None:
         """What its present or latest run last said about itself."""
@@ -186,12 +199,16 @@ class Surroundings:
         self._store.close()
 
     def _is_member(self, service: str, pid: int, _uid: int, session: int) -> bool:
-        """A process that is gone by now is told by its session, or by having been the main process."""
+        """A process that is gone by now is told by its session, or by having been the main process.
+
+        One that has left its session and its parents behind, as daemons do, has its mark.
+        """
         said = self._said.get(service)
         leader = self._runner.leader_of(service, said.run) if said is not None else None
-        if leader is None:
+        if said is None or leader is None:
             return False
-        return leader in (pid, session) or self._runner.owner_of(pid) == service
+        is_told = leader in (pid, session) or self._runner.owner_of(pid) == service
+        return is_told or _mark_of(pid) == said.mark
 
     def _take(
         self, service: str, notice: Notice, _pid: int, fds: tuple[int, ...], done: Done
@@ -201,10 +218,7 @@ class Surroundings:
         if notice.removes:
             self._store.remove(service, notice.fd_name)
         self._store.add(service, notice.fd_name, fds)
-        if notice.beats:
-            self._prober.beat(service)
-        if notice.triggers:
-            self._prober.trigger(service, "the service itself said that it is not well")
+        self._tell_checks(service, said, beats=notice.beats, triggers=notice.triggers)
         observations = self._observations(service, said.run, notice)
         if not observations:
             done()
@@ -213,6 +227,12 @@ class Surroundings:
         for each in first:
             self._observe(service, each, None)
         self._observe(service, last, done)
+
+    def _tell_checks(self, service: str, said: Said, *, beats: bool, triggers: bool) -> None:
+        if beats:
+            said.beats = not self._prober.beat(service)
+        if triggers:
+            said.triggers = not self._prober.trigger(service, _NOT_WELL)
 
     def _remember(self, said: Said, notice: Notice) -> None:
         if notice.status is not None:
@@ -230,10 +250,17 @@ class Surroundings:
                 found.append(inp.NotifiedMain(run=run, pid=main[0], start_time=main[1]))
         if notice.watchdog_s is not None:
             found.append(inp.NotifiedWatchdog(run=run, interval_s=notice.watchdog_s))
-        if notice.extend_s is not None:
-            found.append(inp.NotifiedExtension(run=run, seconds=notice.extend_s))
         if notice.ready:
             found.append(inp.NotifiedReady(run=run))
         if notice.stopping:
             found.append(inp.NotifiedStopping(run=run))
+        if notice.extend_s is not None:  # of what it has just begun, too
+            found.append(inp.NotifiedExtension(run=run, seconds=notice.extend_s))
         return found
+
+
+def _mark_of(pid: int) -> str | None:
+    try:
+        return proc.mark(pid)
+    except OSError:
+        return None

@@ -68,7 +68,7 @@ def _change(service: Service | None, new: Definition) -> Change | None:
         restarts = "its run ends, another begins"
     elif keys and service.state is State.FAILED and service.wanted:
         restarts = "it had failed, and is started"
-    if not keys and not anew:
+    if not keys and restarts is None:  # a run that is ending need not take anything up
         return None
     return Change(new.name, "change", tuple(dict.fromkeys((*keys, *anew))), anew, restarts)
 

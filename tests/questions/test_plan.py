@@ -101,6 +101,12 @@ def test_a_run_whose_first_definition_comes_back_goes_on() -> None:
     assert planned([behind], WEB) == (Change("web", "change", ("cmd",)),)
 
 
+def test_one_whose_run_is_ending_already_takes_up_the_rest_by_itself() -> None:
+    new = other(WEB)
+    ending = running(new, state=State.STOPPING, run_definition=WEB)
+    assert planned([ending], new) == ()
+
+
 @pytest.mark.parametrize(("pid", "restarts"), [(100, "its run ends"), (None, None)])
 def test_one_that_is_removed_says_whether_a_run_ends(pid: int | None, restarts: str | None) -> None:
     assert planned([running(WEB, pid=pid)]) == (Change("web", "remove", restarts=restarts),)

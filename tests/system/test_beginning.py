@@ -341,6 +341,7 @@ def test_however_much_of_a_journal_is_damaged_nothing_is_started_twice(box, dama
     services = [f'[[service]]\nname = "{name}"\n{ONCE_MORE.format(name)}' for name in "ab"]
     box.configure("\n".join(services))
     box.start()
+    box.wait_lines("b", 1)
     box.data("restart", service="b", wait=True)
     pids = {name: box.wait_status(name, "Running")["pid"] for name in "ab"}
     name = box.events()[0]["data"]["journal_id"]

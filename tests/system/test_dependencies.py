@@ -474,11 +474,11 @@ def test_killed_while_a_stop_is_held(box):
     box.verify()
 
 
-@pytest.mark.parametrize("point", ["before stop:2", "after stop:2", "before spawn:4", "before gate:4"])
+@pytest.mark.parametrize(
+    "point", ["before stop:2", "after stop:2", "before spawn:4", "before gate:4"]
+)
 def test_killed_while_a_service_follows_the_restart_of_another(box, point):
-    box.configure(
-        unit(box, "db") + unit(box, "web", "depends_on = { db = { restart = true } }")
-    )
+    box.configure(unit(box, "db") + unit(box, "web", "depends_on = { db = { restart = true } }"))
     die_at(box, point)
     box.wait_status("web", "Running")
     box.data("restart", service="db")
@@ -595,6 +595,30 @@ def test_a_dependency_that_is_restarted_while_a_dependent_is_starting(box):
     for name in ("stays", "follows"):
         box.wait_status(name, "Running")
     assert ran(box) == {"db": 2, "stays": 1, "follows": 2}
+
+
+def test_a_reset_of_a_dependency_that_failed_stops_nobody(box):
+    once = 'restart = { policy = "Never" }'
+    box.configure(unit(box, "db", once) + unit(box, "web", FOLLOW.format("db")))
+    box.start()
+    box.wait_status("web", "Running")
+    os.kill(box.service("db")["pid"], signal.SIGKILL)
+    box.wait_status("db", "Failed")
+    box.data("reset", service="db", wait=True)
+    box.data("reset", service="web", wait=True)  # whatever else was to come would come before
+    assert where(box, "db", "web") == [("Stopped", 1), ("Running", 1)]
+    assert len(seqs(box, "web", "exited")) == 0
+
+
+def test_an_essential_service_that_waits_is_not_gone(box):
+    box.configure(
+        unit(box, "db", "", "late") + sleeper("web", 'essential = true\ndepends_on = ["db"]')
+    )
+    box.start()
+    wait_waiting(box, "web", "db to be ready")
+    let(box, "db.go")
+    box.wait_status("web", "Running")
+    assert box.daemon.poll() is None
 
 
 # --- what can never come true --------------------------------------------------------------------------

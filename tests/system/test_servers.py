@@ -88,7 +88,7 @@ def redis(box) -> Path:
 
 
 def ping(sock: Path) -> str:
-    asked = ["redis-cli", "-s", sock, "ping"]
+    asked = ["redis-cli", "-s", str(sock), "ping"]
     return subprocess.run(asked, check=False, capture_output=True, text=True).stdout.strip()
 
 
