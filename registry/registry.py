@@ -8,8 +8,7 @@ transaction. It is handed journal, host and clock, and imports none of them.
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from typing import Any, Protocol
@@ -27,25 +26,14 @@ from registry.core.lifecycle import Reason, State
 from registry.core.projection import Projection
 from registry.core.restarts import NS
 from registry.core.service import HAS_RUN, Request, Service
+from registry.held import HeldRecords, Journal
 
 BATCH_MAX = 64
 """Inputs decided before one commit: more would keep the first of them waiting."""
 RECENT_MAX = 4096
 """Committed records kept in memory, so that those who follow need not read the file."""
-RETRY_S = 1.0
 LATE_NS = 500_000_000
 """A timer that comes later than this means that this process stood still: time that nobody watched."""
-HELD_MAX = 20_000
-"""Records held while the journal cannot be written; beyond, those of a service become one."""
-
-_log = logging.getLogger(__name__)
-
-
-class Journal(Protocol):
-    """What the registry needs of the journal."""
-
-    async def append(self, records: Sequence[ev.Record]) -> None:
-        """Commit records as one transaction, or raise."""
 
 
 class TimerHandle(Protocol):
@@ -142,8 +130,6 @@ class Registry:
 
     def __init__(self, projection: Projection, journal: Journal, host: Host, clock: Clock) -> None:
         self.committed = projection
-        self.degraded_since_ns: int | None = None
-        self.trouble = ""
         self.closing = False
         self.tallies: dict[tuple[str, str], checks.Tally] = {}
         self.recent: deque[ev.Record] = deque(maxlen=RECENT_MAX)
@@ -154,21 +140,27 @@ class Registry:
             last_runs=dict(projection.last_runs),
         )
         self.graph = Graph(service.definition for service in projection.services.values())
-        self._journal = journal
+        self._held = HeldRecords(journal, clock.now)
         self._host = host
         self._clock = clock
         self._inbox: deque[_Item] = deque()
         self._arrived = asyncio.Event()
         self._finished = False
-        self._tasks: asyncio.TaskGroup | None = None
-        self._held: list[ev.Record] = []
-        self._in_flight = 0
-        self._retrying: asyncio.Task[None] | None = None
         self._commit_seen: asyncio.Future[None] | None = None
         self._timers: dict[str, tuple[Timer, TimerHandle]] = {}
         self._watched: dict[str, tuple[int, Any]] = {}
         self._requests: dict[str, tuple[Request, ...]] = {}
         self._released: dict[str, int] = {}
+
+    @property
+    def degraded_since_ns(self) -> int | None:
+        """Since when the journal cannot be written, in UTC; None while it can."""
+        return self._held.degraded_since_ns
+
+    @property
+    def trouble(self) -> str:
+        """Why it cannot be written, or could not."""
+        return self._held.trouble
 
     # --- what arrives -----------------------------------------------------------------------------
 
@@ -231,15 +223,11 @@ class Registry:
 
     async def run(self) -> None:
         """Decide, commit, perform: until `finish`. Not to be cancelled: a commit may be under way."""
-        async with asyncio.TaskGroup() as tasks:
-            self._tasks = tasks
+        async with self._held.retrying():
             while not self._finished:
                 await self._arrived.wait()
                 self._arrived.clear()
                 await self.drain()
-            if self._retrying is not None:
-                self._retrying.cancel()
-        self._tasks = None
 
     def finish(self) -> None:
         """Let `run()` return once it has worked off what has arrived."""
@@ -302,78 +290,17 @@ class Registry:
             self._put(_Item([(name, inp.Reconsider(cause=service.cause))]))
 
     async def _keep(self, records: list[ev.Record]) -> None:
-        """Commit; while the journal cannot be written, hold: in order, and with the same numbers."""
-        self._held += records
-        if self.degraded_since_ns is None or self._tasks is None:
-            try:
-                await self._journal.append(self._held)
-                self._held = []
-            except Exception as error:
-                if self._tasks is None:
-                    raise
-                self._degrade(error, self._tasks)
+        """Commit, or hold: either way it has happened."""
+        await self._held.commit(records)
         self.committed.fold(records)
         self.recent.extend(records)
-        if len(self._held) - self._in_flight > HELD_MAX:
-            self._collapse()
+        if resynced := self._held.collapse(self._live.services):
+            self._live.fold(resynced)
+            self.committed.fold(resynced)
+            self.recent.clear()
         if self._commit_seen is not None:
             self._commit_seen.set_result(None)
             self._commit_seen = None
-
-    def _degrade(self, error: Exception, tasks: asyncio.TaskGroup) -> None:
-        self.degraded_since_ns = self._clock.now().at_ns
-        self.trouble = str(error)
-        _log.error(
-            "%s; retrying. Until then this is not crash-safe, and commands are refused", error
-        )
-        self._retrying = tasks.create_task(self._retry())
-
-    async def _retry(self) -> None:
-        """Append what is held until nothing is; supervision goes on meanwhile."""
-        while self._held:
-            await asyncio.sleep(RETRY_S)
-            batch = list(self._held)
-            self._in_flight = len(batch)
-            try:
-                await self._journal.append(batch)
-            except Exception as error:
-                self.trouble = str(error)
-            else:
-                del self._held[: len(batch)]
-            self._in_flight = 0
-        _log.warning("The journal can be written again, nothing is missing from it")
-        self.degraded_since_ns = self._retrying = None
-
-    def _collapse(self) -> None:
-        """At the bound: what is held of each service becomes one event with its whole state.
-
-        Their numbers are given anew, in the order in which the present runs began: nobody could have read the
-        old ones from the journal, and who was spawned after whom is not forgotten.
-        """
-        held = self._held[self._in_flight :]
-        live = self._live.services
-        names = [record.service for record in held if record.service in live]
-        counts = Counter(sorted(filter(None, names), key=lambda name: live[name].spawned_seq or 0))
-        now, first = self._clock.now(), held[0].seq
-        records = [
-            ev.Record(
-                seq,
-                now.at_ns,
-                now.mono_ns,
-                seq,
-                name,
-                live[name].run or None,
-                None,
-                None,
-                ev.Resynced(events=count, state=_as_of(seq, live[name])),
-            )
-            for seq, (name, count) in enumerate(counts.items(), first)
-        ]
-        self._held[self._in_flight :] = records
-        self._live.fold(records)
-        self.committed.fold(records)
-        self.recent.clear()
-        _log.warning("%d events that cannot be written became %d", len(held), len(records))
 
     def _decide(self, item: _Item) -> list[ev.Record]:
         """One decision: what its steps lead to, and the processes that they ask for, behind their gates."""
@@ -598,14 +525,6 @@ def _is_asked_for(given: inp.Start | inp.Restart) -> bool:
 
 def _named(records: Iterable[ev.Record]) -> list[str]:
     return [record.service for record in records if record.service is not None]
-
-
-def _as_of(seq: int, service: Service) -> dict[str, Any]:
-    """A service as it is read back from event number `seq` of a journal, which knows of no later spawn."""
-    state: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(service))
-    if service.spawned_seq is not None:
-        state["spawned_seq"] = min(service.spawned_seq, seq)
-    return state
 
 
 def _answer(future: asyncio.Future[Accepted], answer: Accepted | Exception) -> None:

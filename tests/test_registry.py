@@ -1,5 +1,6 @@
-"""The one writer, with a journal that can be switched off: what is held, in what order, and what bounds it;
-what is decided together, and whom it tells.
+"""The one writer, with a journal that can be switched off.
+
+What is held, in what order, and what bounds it; what is decided together, and whom it tells.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ import asyncio
 
 import pytest
 
-import registry.registry as writer
+from registry import held
 from registry.core import events as ev
 from registry.core import inputs as inp
 from registry.core.definition import Definition, Dependency, Ready, Reload, Restart
@@ -91,7 +92,7 @@ class FakeHost:
 @pytest.fixture
 async def made(monkeypatch):
     """A registry with one service that runs, its journal and its host."""
-    monkeypatch.setattr(writer, "RETRY_S", 0.01)
+    monkeypatch.setattr(held, "RETRY_S", 0.01)
     journal, host = FakeJournal(), FakeHost()
     registry = Registry(Projection(), journal, host, FakeClock())
     await registry.write(ev.JournalCreated(journal_id="j", schema=1))
@@ -165,7 +166,7 @@ async def test_the_command_whose_commit_failed_has_an_unknown_outcome(made):
 
 async def test_at_the_bound_what_is_held_of_a_service_becomes_its_state(made, monkeypatch):
     registry, journal, _host = made
-    monkeypatch.setattr(writer, "HELD_MAX", 20)
+    monkeypatch.setattr(held, "HELD_MAX", 20)
     before = len(journal.records)
     journal.broken = True
     for _ in range(12):

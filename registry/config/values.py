@@ -379,6 +379,7 @@ def _quoted(value: object) -> str:
 
 
 def argv(words: list[str], root: Path) -> tuple[str, ...]:
+    """A program and its arguments; a program with a slash is a path, a relative one starts at `root`."""
     if not words or not words[0].strip():
         raise Wrong('names no program; write for example ["python3", "-m", "http.server"]')
     program, *arguments = words

@@ -120,11 +120,6 @@ def test_every_key_has_a_sentence_and_a_row():
     )
 
 
-def test_the_readme_shows_the_table_of_keys():
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    assert text.split("<!-- keys -->\n")[1].split("<!-- /keys -->")[0] == key_table()
-
-
 def test_what_the_schema_gives_as_a_default_is_what_holds_without_the_key(
     read: Callable[[str], Config],
 ):

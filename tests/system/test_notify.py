@@ -20,7 +20,9 @@ import pytest
 
 pytestmark = [pytest.mark.platform("linux"), pytest.mark.timeout(30)]
 
-needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can start other users' programs")
+needs_root = pytest.mark.skipif(
+    os.getuid() != 0, reason="only root can start other users' programs"
+)
 
 SPEAKER = """
 import os, signal, socket, sys, time
@@ -361,7 +363,9 @@ def test_it_may_turn_its_watchdog_off(box):
 
 
 @needs_root
-@pytest.mark.parametrize("keys", ["", 'user = "nobody"\n', 'no_new_privs = true\nenv."a.b" = "c"\n'])
+@pytest.mark.parametrize(
+    "keys", ["", 'user = "nobody"\n', 'no_new_privs = true\nenv."a.b" = "c"\n']
+)
 def test_the_watchdog_s_pid_and_interval_are_in_its_environment(box, keys):
     box.folder.chmod(0o777)
     keys += f'health_check = {{ {BEAT}, interval = "2s" }}'

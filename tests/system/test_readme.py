@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from registry.api.reference import actions_table, capabilities_table, errors_table
-from registry.core import definition
+from registry.config.schema import key_table
 from registry.questions.diagram import state_diagram
 
 pytestmark = pytest.mark.timeout(180)
@@ -29,26 +29,12 @@ RUN = "python3 tools/dev run"
         ("actions", actions_table()),
         ("errors", errors_table()),
         ("capabilities", capabilities_table()),
+        ("keys", key_table().rstrip()),
     ],
 )
 def test_what_is_made_from_the_code_is_as_the_code_makes_it(name: str, made: str) -> None:
     (shown,) = re.findall(rf"<!-- {name} -->\n(.*?)\n?<!-- /{name} -->", README, re.DOTALL)
     assert shown == made
-
-
-def test_every_key_of_a_service_is_explained() -> None:
-    tables = {
-        "": definition.Definition,
-        "restart.": definition.Restart,
-        "stop.": definition.Stop,
-        "logs.": definition.Logs,
-        "health_check.": definition.Check,
-    }
-    inner = {"position", "checks", "env_names", "env_digest"}
-    for prefix, kind in tables.items():
-        for field in set(kind.__struct_fields__) - inner:
-            key = prefix + field.removesuffix("_s")
-            assert f"`{key}`" in README, f"the README does not explain {key}"
 
 
 class Tour:

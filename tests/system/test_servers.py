@@ -128,17 +128,17 @@ def sql(text):
     subprocess.run([*sys.argv[2:], "-c", text], check=True)
 
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-sql(f"insert into deeds values ('{sys.argv[1]} begins')")
+sql(f"insert into deeds (deed) values ('{sys.argv[1]} begins')")
 Path(sys.argv[1]).touch()
 signal.sigwait([signal.SIGTERM])
-sql(f"insert into deeds values ('{sys.argv[1]} ends')")
+sql(f"insert into deeds (deed) values ('{sys.argv[1]} ends')")
 """
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Path]:
     """The folder of a new database, whose files are its user's."""
-    initdb = [POSTGRES / "initdb", "-U", "postgres", "-A", "trust", "-N", "--no-instructions"]
+    initdb = [str(POSTGRES / "initdb"), "-U", "postgres", "-A", "trust", "-N", "--no-instructions"]
     with tempfile.TemporaryDirectory(prefix="cr-", dir="/tmp") as folder:
         if USER is not None:
             shutil.chown(folder, USER)
@@ -157,7 +157,7 @@ def postgres(box, cluster) -> list[str]:
     box.folder.chmod(0o711)
     psql = [str(POSTGRES / "psql"), "-h", str(data), "-U", "postgres", "-qAt"]
     psql += ["-v", "ON_ERROR_STOP=1"]
-    create = json.dumps([*psql, "-c", "create table deeds (deed text)"])
+    create = json.dumps([*psql, "-c", "create table deeds (id serial, deed text)"])
     app = json.loads(box.python("app", APP))
     box.configure(
         service(
@@ -181,8 +181,8 @@ def postgres(box, cluster) -> list[str]:
 
 
 def deeds(psql: list[str]) -> list[str]:
-    done = subprocess.run([*psql, "-c", "table deeds"], check=True, capture_output=True, text=True)
-    return done.stdout.splitlines()
+    asked = [*psql, "-c", "select deed from deeds order by id"]
+    return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.splitlines()
 
 
 @pytest.fixture
