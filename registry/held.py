@@ -45,6 +45,7 @@ class HeldRecords:
         self._now = now
         self._records: list[ev.Record] = []
         self._in_flight = 0
+        self._is_over = False
         self._tasks: asyncio.TaskGroup | None = None
         self._retrying: asyncio.Task[None] | None = None
 
@@ -53,8 +54,9 @@ class HeldRecords:
         """Within this, what cannot be written is held and tried again; elsewhere `commit` raises."""
         async with asyncio.TaskGroup() as self._tasks:
             yield
-            if self._retrying is not None:
-                self._retrying.cancel()
+            self._is_over = True
+            if self._retrying is not None and not self._in_flight:
+                self._retrying.cancel()  # one under way would be carried out all the same
         self._tasks = None
 
     async def commit(self, records: Sequence[ev.Record]) -> None:
@@ -81,6 +83,8 @@ class HeldRecords:
     async def _retry(self) -> None:
         """Append what is held until nothing is; supervision goes on meanwhile."""
         while self._records:
+            if self._is_over:
+                return
             await asyncio.sleep(RETRY_S)
             batch = list(self._records)
             self._in_flight = len(batch)
@@ -100,9 +104,9 @@ class HeldRecords:
         Their numbers are given anew, in the order in which the present runs began: nobody could have read the
         old ones from the journal, and who was spawned after whom is not forgotten. Below it, nothing.
         """
-        held = self._records[self._in_flight :]
-        if len(held) <= HELD_MAX:
+        if len(self._records) - self._in_flight <= HELD_MAX:
             return []
+        held = self._records[self._in_flight :]
         names = [name for each in held if (name := each.service) is not None and name in services]
         names.sort(key=lambda name: services[name].spawned_seq or 0)
         now, first = self._now(), held[0].seq

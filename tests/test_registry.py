@@ -487,3 +487,45 @@ async def test_a_start_of_one_that_is_being_removed_starts_nothing_that_it_needs
     await reaches(registry, "db", State.STOPPED)
     await registry.command([("app", inp.Start(actor=ROOT))])
     assert of(journal.records, "db")[-1] == ("db", "group_emptied")
+
+
+# --- the end while none can be written ----------------------------------------------------------------
+
+
+class SlowJournal:
+    """As the real one, an append that has begun is carried out, whoever waits for it; a number is taken once."""
+
+    def __init__(self):
+        self.seqs: list[int] = []
+        self.broken = True
+        self.goes_on, self.begun = asyncio.Event(), asyncio.Event()
+
+    async def append(self, records):
+        await asyncio.shield(asyncio.ensure_future(self._append([each.seq for each in records])))
+
+    async def _append(self, seqs):
+        if self.broken:
+            raise OSError("no space left on device")
+        self.begun.set()
+        await self.goes_on.wait()
+        assert not set(seqs) & set(self.seqs), "written twice"
+        self.seqs += seqs
+
+
+async def test_an_end_while_what_is_held_is_being_written_loses_nothing(monkeypatch):
+    monkeypatch.setattr(held, "RETRY_S", 0.01)
+    journal = SlowJournal()
+    records = held.HeldRecords(journal, lambda: ev.Now(1, 1))
+
+    def numbered(seq):
+        created = ev.JournalCreated(journal_id="j", schema=1)
+        return ev.Record(seq, 1, 1, seq, None, None, None, None, created)
+
+    async with records.retrying():
+        await records.commit([numbered(1)])
+        journal.broken = False
+        await journal.begun.wait()
+        await records.commit([numbered(2)])
+        asyncio.get_running_loop().call_soon(journal.goes_on.set)
+    await records.commit([numbered(3)])
+    assert journal.seqs == [1, 2, 3]

@@ -5,8 +5,10 @@ They stay stored until the service removes them or is down for good, and outlive
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
+import stat
 from collections.abc import Iterable
 
 import msgspec
@@ -17,6 +19,8 @@ STORED_MAX = 64
 """Descriptors of one service."""
 SLOT = "stored:"
 """What the names begin with under which the keeper holds them."""
+
+_F_DUPFD_QUERY = 1024 + 3  # linux/fcntl.h, Linux 6.10
 
 _log = logging.getLogger(__name__)
 
@@ -37,19 +41,16 @@ class FdStore:
         self._number = 0
 
     def add(self, service: str, name: str, fds: Iterable[int]) -> None:
-        """Store descriptors, which are ours from now on. The same file twice is stored once, as in systemd."""
+        """Store descriptors, which are ours from now on. One open file is stored once, as in systemd."""
         stored = self._stored.setdefault(service, [])
         for fd in fds:
-            if any(os.path.sameopenfile(fd, each.fd) for each in stored):
+            if any(_is_same(fd, each.fd) for each in stored):
                 os.close(fd)
             elif len(stored) >= STORED_MAX:
                 _log.warning("%s: no more than %d descriptors are stored", service, STORED_MAX)
                 os.close(fd)
             else:
-                self._number += 1
-                each = _Stored(name, f"{SLOT}{self._number}", fd)
-                self._hold(service, each.slot, fd, meta=name)
-                stored.append(each)
+                self._add(service, name, fd)
 
     def adopt(self, service: str, slot: str, name: str, fd: int) -> None:
         """Take up a descriptor that the keeper has held."""
@@ -81,6 +82,25 @@ class FdStore:
                 os.close(each.fd)
         self._stored.clear()
 
+    def _add(self, service: str, name: str, fd: int) -> None:
+        self._number += 1
+        each = _Stored(name, f"{SLOT}{self._number}", fd)
+        try:
+            self._hold(service, each.slot, fd, meta=name)
+        except OSError as error:
+            _log.warning("%s: a descriptor cannot be stored: %s", service, error.strerror)
+            os.close(fd)
+        else:
+            self._stored[service].append(each)
+
     def _let_go(self, service: str, each: _Stored) -> None:
         os.close(each.fd)
         self._drop(service, each.slot)
+
+
+def _is_same(one: int, other: int) -> bool:
+    """Whether both are one open file, not only of one file."""
+    try:
+        return fcntl.fcntl(one, _F_DUPFD_QUERY, other) == 1
+    except OSError:  # one inode says as much, but for what has none of its own: eventfds and their like
+        return os.path.sameopenfile(one, other) and stat.S_IFMT(os.fstat(one).st_mode) != 0

@@ -349,6 +349,7 @@ class Machine:
         left_gate = stat is not None and stat.comm != gate.GATE
         process.opened = left_gate or service.running_ns is not None
         if not _lives(process, stat):
+            self._surroundings.begin(service.name, process.run, process.mark, ended=pid)
             return [self._end_of(process, pid)]
         if stat is not None:
             process.start_time = stat.start_time

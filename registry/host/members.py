@@ -25,6 +25,7 @@ import msgspec
 
 from registry.host import adoption, cgroup, proc
 from registry.host.capabilities import PIDFD_SIGNAL_PROCESS_GROUP, Capabilities
+from registry.host.launch import Launch
 
 GATE_LOOKS_MAX = 100
 """How often an adopted process is looked at that seems to stand at its gate: it is about to leave it."""
@@ -77,6 +78,18 @@ class Process(msgspec.Struct, eq=False):
         """Whether its main process began its session."""
         return self.pid == self.leader
 
+    def close(self) -> None:
+        """Let go of it, whatever it does: at its gate it ends. A cgroup that nobody lives in is removed."""
+        for timer in (self.kill_timer, self.recheck):
+            if timer is not None:
+                timer.cancel()
+        for descriptor in (self.gate, self.pidfd, self.leader_pidfd):
+            if descriptor is not None:
+                os.close(descriptor)
+        self.gate = self.pidfd = self.leader_pidfd = None
+        if self.cgroup is not None:
+            cgroup.remove(self.cgroup)
+
     @property
     def group_pidfd(self) -> int | None:
         """The pidfd of its leader, through which its group can be signalled."""
@@ -88,7 +101,60 @@ class Groups:
 
     def __init__(self, capabilities: Capabilities) -> None:
         self._capabilities = capabilities
+        self._cgroups = _cgroups() if capabilities.cgroup else None
         self.led: set[int] = set()
+
+    # --- by what a run is known -------------------------------------------------------------------
+
+    def stat(self, pid: int) -> proc.Stat | None:
+        """What /proc says of a process; None where it cannot tell."""
+        if not self._capabilities.proc:
+            return None
+        try:
+            return proc.stat(pid)
+        except OSError:
+            return None
+
+    def refuse_limits(self, launch: Launch) -> None:
+        """Raises LaunchError for limits that take a cgroup where none can be had."""
+        if launch.has_cgroup_limits and self._cgroups is None:
+            raise cgroup.refuse(launch)
+
+    def confine(self, process: Process, launch: Launch) -> None:
+        """Into a cgroup, where the launch has limits that only one can keep. Raises LaunchError."""
+        if launch.has_cgroup_limits and self._cgroups is not None:
+            assert process.pid is not None
+            process.cgroup = self._cgroups.make(process.mark, launch)
+            cgroup.enter(process.cgroup, process.pid)
+
+    def find_cgroup(self, process: Process) -> None:
+        """The cgroup of an earlier daemon's run."""
+        if self._cgroups is None:
+            return
+        with contextlib.suppress(OSError):
+            path = self._cgroups.of(process.mark)
+            if path and (process.main_gone or process.pid in cgroup.members(path)):
+                process.cgroup = path
+
+    def tidy(self, journal_id: str) -> None:
+        """Remove what ended runs have left of their cgroups."""
+        if self._cgroups is not None:
+            self._cgroups.tidy(journal_id)
+
+    def find_leader(self, process: Process) -> None:
+        """Who began the session of a living main process: it cannot have come into a stranger's."""
+        assert process.pid is not None
+        stat = self.stat(process.pid)
+        if stat is None or stat.session in (0, process.pid):
+            return
+        process.leader = stat.session
+        leader = self.stat(stat.session)
+        is_there = leader is not None and leader.is_alive
+        # another's child ends without our seeing it: then the number counts by its members only
+        process.leader_gone = not (is_there and process.is_child)
+        if is_there and self._capabilities.pidfd:
+            with contextlib.suppress(OSError):
+                process.leader_pidfd = os.pidfd_open(stat.session)
 
     # --- who belongs to a run ---------------------------------------------------------------------
 
@@ -191,7 +257,57 @@ class Groups:
             and self._group_exists(process)
         )
 
+    def main_apart(self, process: Process) -> list[proc.Stat]:
+        """A main process that may be in another group than the run's."""
+        if process.is_led_by_main or process.main_gone or process.pid is None:
+            return []
+        stat = self.stat(process.pid)
+        return [stat] if stat is not None and stat.start_time == process.start_time else []
+
+    def memory(self, process: Process) -> int | None:
+        """Bytes that a run's processes hold together; None where nobody can tell.
+
+        Without a cgroup: what each has alone, and once the most that any of them shares. What forked processes
+        still have in common of their own memory counts for each of them.
+        """
+        if process.cgroup is not None and (held := cgroup.memory(process.cgroup)) is not None:
+            return held
+        members, _is_empty = self.look(process)
+        try:
+            sizes = [size for each in members if (size := proc.memory(each.pid))]
+        except OSError:
+            return None
+        return sum(own for own, _ in sizes) + max(shared for _, shared in sizes) if sizes else None
+
     # --- signals ----------------------------------------------------------------------------------
+
+    def signal(
+        self, process: Process, members: Iterable[proc.Stat], *, again: bool = False
+    ) -> None:
+        """Send a run's signal to its group, and to those of `members` that left it.
+
+        `again`: the group has had it, and may take a second one for a command to hurry; SIGKILL cannot be mistaken.
+        """
+        if process.signal_number == signal.SIGKILL:
+            process.killed.update(member.pid for member in members)
+            if process.cgroup is not None and cgroup.kill(process.cgroup):
+                return
+        if process.signal_number == signal.SIGKILL or not again:
+            self.signal_group(process, process.signal_number)
+        self.signal_strays(process, members, process.signal_number)
+
+    def signal_main(self, process: Process, number: int) -> None:
+        """Signal a run's main process and nobody else. Raises ProcessLookupError; OSError where it is refused."""
+        if process.pid is None or process.main_gone:
+            raise ProcessLookupError
+        if process.pidfd is not None:
+            signal.pidfd_send_signal(process.pidfd, number)
+        elif (process.is_child and process.is_led_by_main) or adoption.lives(
+            process.pid, process.start_time
+        ):
+            os.kill(process.pid, number)
+        else:
+            raise ProcessLookupError
 
     def signal_group(self, process: Process, number: int) -> None:
         """Signal whoever is in the group, where that is certainly the run's."""
@@ -237,6 +353,15 @@ class Groups:
                         os.close(pidfd)
             elif adoption.lives(member.pid, member.start_time):
                 os.kill(member.pid, number)
+
+
+def _cgroups() -> cgroup.Hierarchy | None:
+    own = cgroup.find()
+    if own is None:
+        return None
+    hierarchy = cgroup.Hierarchy(own)
+    hierarchy.settle()
+    return hierarchy
 
 
 def _within(path: Path) -> list[proc.Stat]:

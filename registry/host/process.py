@@ -8,57 +8,30 @@ their pidfd. A run is forgotten before its last observation is handed over, so t
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import os
-import re
 import resource
 import signal
 import sys
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
 from registry.core.definition import Logs
 from registry.core.events import Usage
 from registry.core.inputs import GateOpened, GroupGone, Observation, ProcessExited, ProcessLost
-from registry.host import adoption, cgroup, gate, proc
+from registry.host import adoption, gate, proc
 from registry.host.capabilities import Capabilities, find_setpriv
 from registry.host.clock import NS, mono_ns
+from registry.host.commands import Commands
+from registry.host.kept import Kept, OutputKeeper
 from registry.host.launch import Launch, LaunchError
 from registry.host.members import Groups, Process, owner_of
-from registry.logs.target import LogTarget
 
 RECHECK_S = 0.05
 """How often is looked at what nobody tells us about: where a pidfd cannot be had, or says too little."""
 REAP_MAX = 256
 """How many ended children are taken at once; then others have their turn."""
-
-
-_log = logging.getLogger(__name__)
-
-
-class OutputKeeper(Protocol):
-    """What the runner needs of the keeper."""
-
-    def keep(
-        self,
-        service: str,
-        run: int,
-        output_fd: int | None,
-        pidfd: int | None,
-        log: LogTarget | None,
-    ) -> None:
-        """Let the keeper hold these descriptors, too, from now on. Raises OSError."""
-
-    def release(self, service: str, run: int) -> None:
-        """The run's end is in the journal."""
-
-    def redirect(self, service: str, run: int, log: LogTarget) -> None:
-        """The run's output goes there from now on."""
 
 
 class Spawned(msgspec.Struct, frozen=True):
@@ -79,18 +52,15 @@ class Runner:
         observe: Callable[[str, Observation], None],
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
         self._shell = gate.prepare(folder)
         self._capabilities = capabilities
         self._setpriv = find_setpriv() if capabilities.setpriv else None
         self._groups = Groups(capabilities)
-        self._cgroups = _cgroups() if capabilities.cgroup else None
-        self._keeper = keeper
+        self._kept = Kept(folder, keeper)
+        self._commands = Commands(folder, self._spawn_gated, self._groups.led)
         self._observe = observe
         self._processes: dict[tuple[str, int], Process] = {}
         self._by_number: dict[int, Process] = {}
-        self._commands: dict[int, asyncio.Future[int]] = {}
-        self._kept: dict[str, set[int]] = {}
         self._in_a_hurry = False
         self.before_reap: Callable[[], None] = lambda: None
         """Called before ended children are looked at: what they said last is to be heard first."""
@@ -112,9 +82,8 @@ class Runner:
         self, service: str, run: int, mark: str, launch: Launch, logs: Logs | None
     ) -> Spawned:
         """Spawn a run behind its gate. Raises LaunchError."""
-        if launch.has_cgroup_limits and self._cgroups is None:
-            raise cgroup.refuse(launch)
-        gated, output = self._spawn_gated(launch, has_output=logs is not None)
+        self._groups.refuse_limits(launch)
+        gated, output = self._spawn_kept(launch) if logs else (self._spawn_gated(launch), None)
         process = Process(
             service=service,
             run=run,
@@ -129,8 +98,8 @@ class Runner:
         try:
             self._identify(process)
             gate.constrain(gated.pid, launch)
-            self._confine(process, launch)
-            self._hand_to_keeper(process, output, logs)
+            self._groups.confine(process, launch)
+            self._kept.keep(process, output, logs)
         except (OSError, LaunchError) as error:
             self._forget(process)  # the gate closes: nothing has happened
             raise gate.refusal(error) if isinstance(error, OSError) else error from None
@@ -139,22 +108,18 @@ class Runner:
                 os.close(output)
         return Spawned(gated.pid, process.start_time)
 
-    def _spawn_gated(self, launch: Launch, *, has_output: bool) -> tuple[gate.Gated, int | None]:
-        """The process, and our end of a FIFO without a name; it holds that open for both directions."""
-        if not has_output:
-            return gate.spawn(self._shell, launch, self._setpriv, os.devnull), None
-        path = self._folder / f"output.{os.getpid()}"
+    def _spawn_gated(
+        self, launch: Launch, stdin: int | None = None, output: str = os.devnull
+    ) -> gate.Gated:
+        return gate.spawn(self._shell, launch, self._setpriv, output, stdin)
+
+    def _spawn_kept(self, launch: Launch) -> tuple[gate.Gated, int]:
+        """The process, and our end of its output."""
         try:
-            output = _make_fifo(path, launch.uid)
-            try:
-                return gate.spawn(self._shell, launch, self._setpriv, str(path)), output
-            except BaseException:
-                os.close(output)
-                raise
+            with self._kept.fifo(launch.uid) as (path, output):
+                return self._spawn_gated(launch, output=path), output
         except OSError as error:
             raise gate.refusal(error) from None
-        finally:
-            path.unlink(missing_ok=True)
 
     def _identify(self, process: Process) -> None:
         """Note what the process is known by when we are gone. Raises OSError."""
@@ -163,19 +128,6 @@ class Runner:
             process.start_time = stat.start_time
         if self._capabilities.pidfd:
             process.pidfd = os.pidfd_open(process.pid)
-
-    def _hand_to_keeper(self, process: Process, output: int | None, logs: Logs | None) -> None:
-        target = LogTarget.of(logs, process.service) if logs is not None else None
-        if output is not None or process.pidfd is not None:
-            self._keeper.keep(process.service, process.run, output, process.pidfd, target)
-            self._kept.setdefault(process.service, set()).add(process.run)
-
-    def _confine(self, process: Process, launch: Launch) -> None:
-        """Into a cgroup, where the launch has limits that only one can keep. Raises LaunchError."""
-        if launch.has_cgroup_limits and self._cgroups is not None:
-            assert process.pid is not None
-            process.cgroup = self._cgroups.make(process.mark, launch)
-            cgroup.enter(process.cgroup, process.pid)
 
     def _add(self, process: Process) -> None:
         self._processes[process.service, process.run] = process
@@ -196,35 +148,11 @@ class Runner:
 
     def adopt(self, process: Process, logs: Logs | None) -> None:
         """Watch a process that an earlier daemon spawned."""
-        self._find_leader(process)
-        self._find_cgroup(process)
+        self._groups.find_leader(process)
+        self._groups.find_cgroup(process)
         self._add(process)
-        if process.run not in self._kept.get(process.service, ()):
-            self._keep_anew(process, logs)
+        self._kept.keep_adopted(process, logs)
         self._watch_main(process)
-
-    def _find_leader(self, process: Process) -> None:
-        """Who began the session of a living main process: it cannot have come into a stranger's."""
-        assert process.pid is not None
-        stat = self._stat(process.pid)
-        if stat is None or stat.session in (0, process.pid):
-            return
-        process.leader = stat.session
-        leader = self._stat(stat.session)
-        is_there = leader is not None and leader.is_alive
-        # another's child ends without our seeing it: then the number counts by its members only
-        process.leader_gone = not (is_there and process.is_child)
-        if is_there and self._capabilities.pidfd:
-            with contextlib.suppress(OSError):
-                process.leader_pidfd = os.pidfd_open(stat.session)
-
-    def _find_cgroup(self, process: Process) -> None:
-        if self._cgroups is None:
-            return
-        with contextlib.suppress(OSError):
-            path = self._cgroups.of(process.mark)
-            if path and (process.main_gone or process.pid in cgroup.members(path)):
-                process.cgroup = path
 
     def _watch_main(self, process: Process) -> None:
         """A main process whose end SIGCHLD need not tell us."""
@@ -236,37 +164,12 @@ class Runner:
 
     def tidy(self, journal_id: str) -> None:
         """Remove what ended runs have left of their cgroups. After `adopt`."""
-        if self._cgroups is not None:
-            self._cgroups.tidy(journal_id)
-
-    def _keep_anew(self, process: Process, logs: Logs | None) -> None:
-        """No keeper lived on either: what the run wrote since waits in its FIFO, which it holds open itself."""
-        assert process.pid is not None
-        output = self._reopen_output(process.pid) if logs is not None else None
-        try:
-            self._hand_to_keeper(process, output, logs)
-        except OSError as error:
-            _log.warning(
-                "%s: its output cannot be taken up again: %s", process.service, error.strerror
-            )
-        finally:
-            if output is not None:
-                os.close(output)
-
-    def _reopen_output(self, pid: int) -> int | None:
-        """The reading end of the FIFO that we once made for a run, by its descriptors; None where it left it."""
-        ours = re.compile(rf"{re.escape(str(self._folder.absolute()))}/output\.\d+ \(deleted\)")
-        for number in (1, 2):
-            path = f"/proc/{pid}/fd/{number}"
-            with contextlib.suppress(OSError):
-                if ours.fullmatch(os.readlink(path)):
-                    return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        return None
+        self._groups.tidy(journal_id)
 
     def adopt_leftovers(self, process: Process) -> bool:
         """Take up what is left of a run whose main process is gone; True when nothing is."""
         process.main_gone = process.leader_gone = True
-        self._find_cgroup(process)
+        self._groups.find_cgroup(process)
         process.holds_number = self._groups.still_holds_number(process)
         _members, is_empty = self._groups.look(process)
         if is_empty:
@@ -293,10 +196,10 @@ class Runner:
             os.close(held)
         elif process.main_gone:
             members, _is_empty = self._groups.look(process)
-            self._signal(process, members)
+            self._groups.signal(process, members)
             self._check_group(process)
         else:  # whom its main process shields, it shall end itself
-            self._signal(process, self._main_apart(process))
+            self._groups.signal(process, self._groups.main_apart(process))
 
     def _kill_at(self, process: Process, due_ns: int) -> None:
         if process.kill_due_ns == due_ns:
@@ -307,13 +210,6 @@ class Runner:
         delay_s = 0.0 if self._in_a_hurry else max(0.0, (due_ns - mono_ns()) / NS)
         loop = asyncio.get_running_loop()
         process.kill_timer = loop.call_later(delay_s, self._kill, process)
-
-    def _main_apart(self, process: Process) -> list[proc.Stat]:
-        """A main process that may be in another group than the run's."""
-        if process.is_led_by_main or process.main_gone or process.pid is None:
-            return []
-        stat = self._stat(process.pid)
-        return [stat] if stat is not None and stat.start_time == process.start_time else []
 
     def hurry(self) -> None:
         """SIGKILL whatever is being stopped, now and from now on."""
@@ -327,16 +223,7 @@ class Runner:
         members, _is_empty = self._groups.look(process)
         if not process.main_gone:
             process.killed.add(process.pid)
-        self._signal(process, members or self._main_apart(process))
-
-    def _signal(self, process: Process, members: Iterable[proc.Stat]) -> None:
-        """Signal the group, and those of `members` that left it."""
-        if process.signal_number == signal.SIGKILL:
-            process.killed.update(member.pid for member in members)
-            if process.cgroup is not None and cgroup.kill(process.cgroup):
-                return
-        self._groups.signal_group(process, process.signal_number)
-        self._groups.signal_strays(process, members, process.signal_number)
+        self._groups.signal(process, members or self._groups.main_apart(process))
 
     # --- ends -------------------------------------------------------------------------------------
 
@@ -362,7 +249,7 @@ class Runner:
                 info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 if info is None:
                     return None
-                stat = self._stat(info.si_pid)
+                stat = self._groups.stat(info.si_pid)
                 pid, status, usage = os.wait4(info.si_pid, 0)
             else:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -370,23 +257,11 @@ class Runner:
             return None
         return (pid, stat, status, usage) if pid else None
 
-    def _stat(self, pid: int) -> proc.Stat | None:
-        if not self._capabilities.proc:
-            return None
-        try:
-            return proc.stat(pid)
-        except OSError:
-            return None
-
     def _child_ended(
         self, pid: int, stat: proc.Stat | None, status: int, usage: resource.struct_rusage
     ) -> None:
         code = os.waitstatus_to_exitcode(status)
-        command = self._commands.pop(pid, None)
-        if command is not None:
-            self._groups.led.discard(pid)
-            if not command.done():
-                command.set_result(code)
+        if self._commands.reaped(pid, code):
             return
         process = self._by_number.get(pid)
         if process is None or not process.is_child:
@@ -400,21 +275,15 @@ class Runner:
 
     def _stranger_ended(self, process: Process) -> None:
         assert process.pid is not None
-        if process.is_child and self._is_ours_to_reap(process.pid):
-            self._stop_watching(process)
-            return
-        if process.pidfd is not None:
-            # a zombie keeps its pidfd readable: without this the loop would spin until somebody reaps it
-            self._stop_watching(process)
+        # a zombie keeps its pidfd readable: without this the loop would spin until somebody reaps it
+        self._stop_watching(process)
+        stat = self._groups.stat(process.pid) if process.is_child else None
+        if stat is not None and stat.parent == os.getpid():
+            return  # its parent has ended, and so it has come to us: SIGCHLD tells
         code = adoption.exit_of_stranger(
             process.pid, process.start_time, process.pidfd, self._capabilities
         )
         self._main_ended(process, code)
-
-    def _is_ours_to_reap(self, pid: int) -> bool:
-        """Whether its end is told by SIGCHLD: its parent has ended, and so it has come to us."""
-        stat = self._stat(pid)
-        return stat is not None and stat.parent == os.getpid()
 
     def _stop_watching(self, process: Process) -> None:
         if process.pidfd is not None:
@@ -437,18 +306,11 @@ class Runner:
         if is_empty:
             self._forget(process)
         elif process.stopping:
-            self._signal_shielded(process, members)
+            self._groups.signal(process, members, again=True)
             self._await_one(process, members)
         self._observe(
             process.service, ended(process, code, group_empty=is_empty, comm=comm, usage=usage)
         )
-
-    def _signal_shielded(self, process: Process, members: list[proc.Stat]) -> None:
-        """The group has had the signal already, and may take a second one for a command to hurry."""
-        if process.signal_number == signal.SIGKILL:
-            self._signal(process, members)
-        else:
-            self._groups.signal_strays(process, members, process.signal_number)
 
     def _check_group(self, process: Process) -> None:
         """The main process is gone: is the rest?"""
@@ -458,7 +320,7 @@ class Runner:
             self._observe(process.service, GroupGone(run=process.run, killed=len(process.killed)))
         elif process.stopping:
             if process.signal_number == signal.SIGKILL:  # some were born since
-                self._signal(process, members)
+                self._groups.signal(process, members)
             self._await_one(process, members)
 
     def _await_one(self, process: Process, members: list[proc.Stat]) -> None:
@@ -517,21 +379,11 @@ class Runner:
             self._recheck_later(process)
 
     def _forget(self, process: Process) -> None:
-        for timer in (process.kill_timer, process.recheck):
-            if timer is not None:
-                timer.cancel()
         self._stop_awaiting(process)
-        if process.gate is not None:
-            os.close(process.gate)
         self._stop_watching(process)
-        for pidfd in (process.pidfd, process.leader_pidfd):
-            if pidfd is not None:
-                os.close(pidfd)
-        process.gate = process.pidfd = process.leader_pidfd = None
         for number in (process.pid, process.leader):
             self._forget_number(number, process)
-        if process.cgroup is not None:
-            cgroup.remove(process.cgroup)
+        process.close()
         if self._processes.get((process.service, process.run)) is process:
             del self._processes[process.service, process.run]
 
@@ -549,20 +401,13 @@ class Runner:
         Raises ProcessLookupError where there is none, or it has not begun; OSError where the kernel refuses.
         """
         process = self._processes.get((service, run))
-        if process is None or process.pid is None or process.main_gone or process.gate is not None:
-            raise _no_main(service, run)
-        number = signal.Signals[signal_name]
         try:
-            if process.pidfd is not None:
-                signal.pidfd_send_signal(process.pidfd, number)
-            elif (process.is_child and process.is_led_by_main) or adoption.lives(
-                process.pid, process.start_time
-            ):
-                os.kill(process.pid, number)
-            else:
+            if process is None or process.gate is not None:
                 raise ProcessLookupError
+            self._groups.signal_main(process, signal.Signals[signal_name])
         except ProcessLookupError:
-            raise _no_main(service, run) from None
+            message = f"run {run} of {service} has no main process that could be signalled"
+            raise ProcessLookupError(message) from None
 
     def change_main(self, service: str, run: int, pid: int) -> tuple[int, int | None] | None:
         """Make another member of a run its main process, whose end is the run's; its pid and start time.
@@ -591,13 +436,7 @@ class Runner:
             process.leader_pidfd = None
         self._by_number[stat.pid] = process
         self._watch_main(process)
-        try:
-            # its output is kept already
-            self._keeper.keep(process.service, process.run, None, pidfd, None)
-        except OSError as error:
-            _log.warning(
-                "%s: its new main process is not kept: %s", process.service, error.strerror
-            )
+        self._kept.keep_main(process)
 
     def _leave_main(self, process: Process) -> None:
         """The present main process is one among others from now on."""
@@ -616,16 +455,11 @@ class Runner:
 
     def kept(self, service: str, run: int) -> None:
         """The keeper holds this run since an earlier life of the registry."""
-        self._kept.setdefault(service, set()).add(run)
+        self._kept.add(service, run)
 
     def release(self, service: str, up_to_run: int | None) -> None:
         """These runs' ends are in the journal: nobody has to remember how they ended."""
-        kept = self._kept.get(service, set())
-        for run in [run for run in kept if up_to_run is None or run <= up_to_run]:
-            kept.discard(run)
-            self._keeper.release(service, run)
-        if not kept:
-            self._kept.pop(service, None)
+        self._kept.release(service, up_to_run)
 
     def owner_of(self, pid: int) -> str | None:
         """The service whose processes `pid` is one of, or None."""
@@ -647,8 +481,7 @@ class Runner:
 
     def redirect(self, service: str, run: int, logs: Logs | None) -> None:
         """What a run writes from now on goes to another log, or to the same one with other limits."""
-        if logs is not None:
-            self._keeper.redirect(service, run, LogTarget.of(logs, service))
+        self._kept.redirect(service, run, logs)
 
     def tier(self, service: str, run: int) -> str:
         """By what a run's processes are known: its "cgroup", or "session" (and group and mark)."""
@@ -656,22 +489,9 @@ class Runner:
         return "session" if process is None or process.cgroup is None else "cgroup"
 
     def memory(self, service: str, run: int) -> int | None:
-        """Bytes that a run's processes hold together; None where nobody can tell.
-
-        Without a cgroup: what each has alone, and once the most that any of them shares. What forked processes
-        still have in common of their own memory counts for each of them.
-        """
+        """Bytes that a run's processes hold together; None where nobody can tell."""
         process = self._processes.get((service, run))
-        if process is None:
-            return None
-        if process.cgroup is not None and (held := cgroup.memory(process.cgroup)) is not None:
-            return held
-        members, _is_empty = self._groups.look(process)
-        try:
-            sizes = [size for each in members if (size := proc.memory(each.pid))]
-        except OSError:
-            return None
-        return sum(own for own, _ in sizes) + max(shared for _, shared in sizes) if sizes else None
+        return self._groups.memory(process) if process is not None else None
 
     async def run_command(
         self, launch: Launch, timeout_s: float, *, stdin: bytes | None = None
@@ -681,59 +501,7 @@ class Runner:
         Its standard input is the text `stdin`, or /dev/null; it is given no `descriptors`. Raises TimeoutError
         when it was killed, with its group, at the time limit; LaunchError when it could not be run.
         """
-        launch = msgspec.structs.replace(launch, descriptors=(), own_pid=())
-        gated = self._spawn_command(launch, stdin)
-        ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._commands[gated.pid] = ended
-        self._groups.led.add(gated.pid)
-        try:
-            gate.constrain(gated.pid, launch)
-        except LaunchError:
-            os.close(gated.gate)  # it ends, and is reaped
-            raise
-        gate.open_gate(gated.gate)
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await ended
-        finally:
-            # until it is reaped, which only we do, its number is nobody else's
-            if gated.pid in self._commands:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(gated.pid, signal.SIGKILL)
-
-    def _spawn_command(self, launch: Launch, stdin: bytes | None) -> gate.Gated:
-        if stdin is None:
-            return gate.spawn(self._shell, launch, self._setpriv, os.devnull)
-        try:
-            # a file, not a pipe: a command that does not read must not make us wait
-            with tempfile.TemporaryFile(dir=self._folder, buffering=0) as file:
-                file.write(stdin)
-                file.seek(0)
-                return gate.spawn(self._shell, launch, self._setpriv, os.devnull, file.fileno())
-        except OSError as error:
-            raise gate.refusal(error) from None
-
-
-def _cgroups() -> cgroup.Hierarchy | None:
-    own = cgroup.find()
-    if own is None:
-        return None
-    hierarchy = cgroup.Hierarchy(own)
-    hierarchy.settle()
-    return hierarchy
-
-
-def _no_main(service: str, run: int) -> ProcessLookupError:
-    return ProcessLookupError(f"run {run} of {service} has no main process that could be signalled")
-
-
-def _make_fifo(path: Path, uid: int | None) -> int:
-    """A FIFO at `path` that `uid` may open, too; our reading end. Raises OSError."""
-    path.unlink(missing_ok=True)
-    os.mkfifo(path, 0o600)
-    if uid is not None:
-        os.chown(path, uid, -1)
-    return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        return await self._commands.run(launch, timeout_s, stdin)
 
 
 def ended(

@@ -82,11 +82,13 @@ class Note(Protocol):
 class Said(msgspec.Struct):
     """What the present run, whose processes carry `mark`, last said about itself.
 
-    `beats` and `triggers`: it did so when nobody listened, as its checks had not begun anew.
+    `beats` and `triggers`: it did so when nobody listened, as its checks had not begun anew. `ended` is the
+    main process of a run that ended while no daemon was there: what it said before counts.
     """
 
     run: int
     mark: str
+    ended: int | None = None
     status: str | None = None
     errno: int | None = None
     reloading: bool = False
@@ -134,9 +136,9 @@ class Surroundings:
         descriptors = tuple(fd for _name, fd in named)
         return msgspec.structs.replace(launch, env=env, own_pid=own_pid, descriptors=descriptors)
 
-    def begin(self, service: str, run: int, mark: str) -> None:
-        """A run of it is under way: what it says is said by this one."""
-        self._said[service] = Said(run, mark)
+    def begin(self, service: str, run: int, mark: str, *, ended: int | None = None) -> None:
+        """A run of it is under way, or has `ended` as that process: what it says is said by this one."""
+        self._said[service] = Said(run, mark, ended)
 
     def watched(self, service: str) -> None:
         """Its checks have begun: what it said to them before is told to them now."""
@@ -204,9 +206,11 @@ class Surroundings:
         One that has left its session and its parents behind, as daemons do, has its mark.
         """
         said = self._said.get(service)
-        leader = self._runner.leader_of(service, said.run) if said is not None else None
-        if said is None or leader is None:
+        if said is None:
             return False
+        leader = self._runner.leader_of(service, said.run)
+        if leader is None:
+            return said.ended is not None and said.ended in (pid, session)
         is_told = leader in (pid, session) or self._runner.owner_of(pid) == service
         return is_told or _mark_of(pid) == said.mark
 

@@ -1,9 +1,9 @@
 """The daemon's side of the keeper: hands it descriptors, hears from it, starts it when it is gone.
 
-What has to be kept is held here as well, so that a keeper that dies costs nothing: another is started
-and everything is handed over again. What is sent follows from what is held, so nothing is remembered
-for a keeper that is away. Supervision never waits for the keeper: while none can be started, output
-stays in the FIFOs. What is held for a service (a slot, see protocol.py) outlives all its runs; what
+What has to be kept is held here as well (holdings.py), so that a keeper that dies costs nothing: another
+is started and everything is handed over again. What is sent follows from what is held, so nothing is
+remembered for a keeper that is away. Supervision never waits for the keeper: while none can be started,
+output stays in the FIFOs. What is held for a service (a slot, see protocol.py) outlives all its runs; what
 its processes said while no daemon was there (notes) is handed out once, and stays with the keeper
 until it is `noted`. Children are never waited for here; who reaps the daemon's children reaps keepers.
 """
@@ -22,15 +22,13 @@ from pathlib import Path
 
 import msgspec
 
+from registry.keeper.holdings import Held, HeldRuns, HeldSlots, Kept, Outgoing
 from registry.keeper.protocol import (
-    META_MAX,
     SLOTS_VERSION,
     VERSION,
     Channel,
     Key,
     Message,
-    SlotKey,
-    claim,
     close_all,
     is_trusted,
     key_of,
@@ -59,32 +57,6 @@ ENDED_MAX = 256
 _LISTEN_FD = 3
 _PROGRAM = str(Path(__file__).with_name("__main__.py"))
 _VARIABLES = ("PATH", "LANG", "LD_LIBRARY_PATH")
-
-
-class Kept(msgspec.Struct, frozen=True):
-    """One run that a keeper kept for us. Both descriptors are the receiver's own, to be closed.
-
-    `output_fd` is None when the output has ended, `pidfd` when the run was released or had none.
-    """
-
-    service: str
-    run: int
-    output_fd: int | None
-    pidfd: int | None
-    log: LogTarget | None
-
-    def close(self) -> None:
-        """Close both descriptors."""
-        close_all(_present(self.output_fd, self.pidfd))
-
-
-class Held(msgspec.Struct, frozen=True):
-    """One descriptor that a keeper held for a service; the receiver's own, to be closed."""
-
-    service: str
-    slot: str
-    meta: str
-    fd: int
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -127,21 +99,6 @@ class OutputEnded(msgspec.Struct, frozen=True):
     log: LogTarget | None
 
 
-class _Run:
-    """Our own copies of what the keeper keeps of one run."""
-
-    __slots__ = ("has_ended", "log", "output", "pidfd")
-
-    def __init__(self, output: int | None, pidfd: int | None, log: LogTarget | None) -> None:
-        self.output = output
-        self.pidfd = pidfd
-        self.log = log
-        self.has_ended = False
-
-    def fds(self) -> list[int]:
-        return _present(self.output, self.pidfd)
-
-
 class Keeper:
     """The connection to the keeper whose socket is `socket_path`; its log lies beside the socket.
 
@@ -169,10 +126,8 @@ class Keeper:
         self._on_notes = on_notes
         self._splice = splice
         self._python = python
-        self._runs: dict[Key, _Run] = {}
-        self._theirs: dict[Key, Message] = {}
-        self._slots: dict[SlotKey, Held] = {}
-        self._their_slots: dict[SlotKey, bool] = {}
+        self._runs = HeldRuns()
+        self._slots = HeldSlots()
         self._notes: list[Note] = []
         self._handed_out_ns: list[int] = []
         self._noted_ns = 0
@@ -180,7 +135,7 @@ class Keeper:
         self._is_old_said = False
         self._watched: set[str] = set()
         self._unheard: set[Key] = set()
-        self._pending: deque[Message | Key | Held] = deque()
+        self._pending: deque[Outgoing] = deque()
         self._channel: Channel | None = None
         self._is_ready = False
         self._was_ready = False
@@ -216,34 +171,23 @@ class Keeper:
         Without `output_fd` a run that is kept already gets another pidfd and nothing else: its main
         process is another one. Raises OSError when no descriptor is free for our own copies.
         """
-        key = (service, run)
-        held = self._runs.get(key)
-        if held is None or output_fd is not None:
-            self._let_go(held)
-            held = self._runs[key] = _Run(None, None, log)
-            held.output = None if output_fd is None else os.dup(output_fd)
-        close_all(_present(held.pidfd))
-        held.pidfd = None
-        held.pidfd = None if pidfd is None else os.dup(pidfd)
-        self._limit_ended()
-        self._post(key)
+        keep = self._runs.keep((service, run), output_fd, pidfd, log)
+        if self._is_ready:
+            self._post(keep)
+            return
+        for key in self._runs.limit_ended(ENDED_MAX):
+            self._log(f"output of {key[0]}, run {key[1]}, is lost: no keeper for {ENDED_MAX} runs")
 
     def redirect(self, service: str, run: int, log: LogTarget) -> None:
         """What the run writes from now on goes to `log`; what it wrote stays where it is."""
-        held = self._runs.get((service, run))
-        if held is not None and held.output is not None and held.log != log:
-            held.log = log
-            self._post((service, run))
+        keep = self._runs.redirect((service, run), log)
+        if keep is not None:
+            self._post(keep)
 
     def release(self, service: str, run: int) -> None:
         """The run's end is journaled: its pidfd is no longer needed. Output goes on to its end."""
-        held = self._runs.get((service, run))
-        if held is None:
-            return
-        close_all(_present(held.pidfd))
-        held.pidfd = None
-        self._forget_if_done((service, run))
-        self._post({"type": "release", "service": service, "run": run})
+        if self._runs.release((service, run)):
+            self._post({"type": "release", "service": service, "run": run})
 
     def heard(self, service: str, run: int) -> None:
         """That the run's output has ended is journaled, or need not be: no later daemon is told."""
@@ -265,20 +209,11 @@ class Keeper:
 
         Raises OSError when no descriptor is free for our own copy, ValueError when `meta` is too long.
         """
-        if len(meta) > META_MAX:
-            raise ValueError(
-                f"cannot hold {slot} of {service}: its text has {len(meta)} characters, "
-                f"{META_MAX} are the most"
-            )
-        held = Held(service, slot, meta, os.dup(fd))
-        self._let_go_slot((service, slot))
-        self._slots[service, slot] = held
-        self._post_of_slots(held)
+        self._post_of_slots(self._slots.hold((service, slot), fd, meta))
 
     def drop(self, service: str, slot: str) -> None:
         """The slot is needed no more; with "notify" go the service's notes that were not noted."""
-        if (service, slot) in self._slots:
-            self._let_go_slot((service, slot))
+        if self._slots.drop((service, slot)):
             self._post_of_slots({"type": "drop", "service": service, "slot": slot})
 
     def noted(self, count: int) -> None:
@@ -296,11 +231,8 @@ class Keeper:
         self._post({"type": "leave", "keep": keep})
         self._disconnect()
         self._forget_process()
-        for held in self._runs.values():
-            self._let_go(held)
-        self._runs.clear()
-        for key in list(self._slots):
-            self._let_go_slot(key)
+        self._runs.close()
+        self._slots.close()
         self._set_first(Found())
 
     # Coming and going
@@ -428,8 +360,8 @@ class Keeper:
             self._channel = None
         self._is_ready = False
         self._pending.clear()
-        self._theirs.clear()
-        self._their_slots.clear()
+        self._runs.forget_theirs()
+        self._slots.forget_theirs()
         self._close_notes()
 
     # What the keeper says
@@ -446,13 +378,13 @@ class Keeper:
             self._hear(message, fds)
 
     def _hear(self, message: Message, fds: list[int]) -> None:
-        key, slot = key_of(message), slot_of(message)
+        key, slot, is_ours = key_of(message), slot_of(message), not self._was_ready
         match message:
             case {"type": "kept"} if key is not None and not self._is_ready:
-                self._take_up(key, message, fds)
+                self._runs.take_up(key, message, fds, is_ours=is_ours)
                 return
             case {"type": "held", "meta": str(meta)} if slot and not self._is_ready:
-                self._take_up_slot(slot, meta, fds)
+                self._slots.take_up(slot, meta, fds, is_ours=is_ours)
                 return
             case {"type": "note"} if not self._is_ready and (note := _note(message, fds)):
                 self._notes.append(note)
@@ -471,41 +403,18 @@ class Keeper:
                 self._disconnect()
         close_all(fds)
 
-    def _take_up(self, key: Key, message: Message, fds: list[int]) -> None:
-        output, pidfd = claim(message, fds)
-        self._theirs[key] = message
-        if key in self._runs or self._was_ready:
-            close_all(_present(output, pidfd))
-        else:
-            self._runs[key] = _Run(output, pidfd, _target(message.get("log")))
-
-    def _take_up_slot(self, key: SlotKey, meta: str, fds: list[int]) -> None:
-        is_new = key not in self._slots and not self._was_ready and len(fds) == 1
-        if is_new:
-            self._slots[key] = Held(*key, meta, fds[0])
-        else:
-            close_all(fds)
-        self._their_slots[key] = is_new
-
     def _hand_over(self) -> None:
         """Bring the keeper to hold what we hold, whatever happened while it was away."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for (service, number), theirs in self._theirs.items():
-            ours = self._runs.get((service, number))
-            if theirs.get("pidfd") and (ours is None or ours.pidfd is None):
-                self._pending.append({"type": "release", "service": service, "run": number})
-        self._pending.extend(key for key, run in self._runs.items() if self._is_missing(key, run))
+        self._pending.extend(self._runs.hand_over())
         self._pending.extend({"type": "watch", "service": service} for service in self._watched)
         self._hand_over_slots()
-        self._theirs.clear()
         self._is_ready = self._was_ready = True
         self._ready_at_s = self._loop.time()
         if self._first is not None and not self._first.done():
-            kept = [_kept(key, run) for key, run in self._runs.items()]
-            held = [msgspec.structs.replace(h, fd=os.dup(h.fd)) for h in self._slots.values()]
-            self._set_first(Found(kept, held, self._hand_out()))
+            self._set_first(Found(self._runs.copies(), self._slots.copies(), self._hand_out()))
         elif self._on_notes is not None and (notes := self._hand_out()):
             self._on_notes(notes)
         self._close_notes()
@@ -515,14 +424,9 @@ class Keeper:
         if not self._knows_slots:
             self._say_old()
             return
-        # One that both hold need not be the same descriptor, unless it is theirs that we took up.
-        ours = (held for key, held in self._slots.items() if not self._their_slots.get(key))
-        self._pending.extend(ours)
-        for service, slot in self._their_slots.keys() - self._slots.keys():
-            self._pending.append({"type": "drop", "service": service, "slot": slot})
+        self._pending.extend(self._slots.hand_over())
         if self._noted_ns:
             self._pending.append({"type": "noted", "at_mono_ns": self._noted_ns})
-        self._their_slots.clear()
 
     def _hand_out(self) -> list[Note]:
         """The notes that this daemon has not had yet: a keeper that is met again tells all anew."""
@@ -536,47 +440,20 @@ class Keeper:
         close_all(fd for note in self._notes for fd in note.fds)
         self._notes = []
 
-    def _is_missing(self, key: Key, run: _Run) -> bool:
-        theirs = self._theirs.get(key, {})
-        lacks_output = run.output is not None and (
-            not theirs.get("output") or theirs.get("log") != _spec(run.log)
-        )
-        return lacks_output or (run.pidfd is not None and not theirs.get("pidfd"))
-
     def _set_first(self, found: Found) -> None:
         if self._first is not None and not self._first.done():
             self._first.set_result(found)
 
     def _end_output(self, key: Key, dropped: int) -> None:
-        held = self._runs.get(key)
-        if held is None or held.has_ended:
-            if (
-                key not in self._unheard
-            ):  # it was heard, but a keeper that was lost has not heard so
-                self._post({"type": "heard", "service": key[0], "run": key[1]})
-            return
-        close_all(_present(held.output))
-        held.output = None
-        held.has_ended = True
-        self._unheard.add(key)
-        self._forget_if_done(key)
-        # Later, so that who awaits connect() has what was kept before he hears that it has ended.
-        self._loop.call_soon(self._on_output_ended, OutputEnded(*key, dropped, held.log))
-
-    # What is held, and saying so
-
-    def _forget_if_done(self, key: Key) -> None:
-        if not self._runs[key].fds():
-            del self._runs[key]
-
-    def _let_go(self, run: _Run | None) -> None:
+        run = self._runs.end_output(key)
         if run is not None:
-            close_all(run.fds())
+            self._unheard.add(key)
+            # Later, so that who awaits connect() has what was kept before he hears that it has ended.
+            self._loop.call_soon(self._on_output_ended, OutputEnded(*key, dropped, run.log))
+        elif key not in self._unheard:  # it was heard, but a keeper that was lost has not heard so
+            self._post({"type": "heard", "service": key[0], "run": key[1]})
 
-    def _let_go_slot(self, key: SlotKey) -> None:
-        held = self._slots.pop(key, None)
-        if held is not None:
-            os.close(held.fd)
+    # Saying what is held
 
     def _say_old(self) -> None:
         if self._slots and not self._is_old_said:
@@ -587,23 +464,14 @@ class Keeper:
                 f"(kill -9 {self._pid}); nothing is lost by that"
             )
 
-    def _limit_ended(self) -> None:
-        if self._is_ready:
-            return
-        ended = [key for key, held in self._runs.items() if held.pidfd is None]
-        for key in ended[: max(0, len(ended) - ENDED_MAX)]:
-            self._log(f"output of {key[0]}, run {key[1]}, is lost: no keeper for {ENDED_MAX} runs")
-            self._let_go(self._runs.pop(key))
-
-    def _post_of_slots(self, item: Message | Held) -> None:
+    def _post_of_slots(self, item: Outgoing) -> None:
         if self._is_ready and not self._knows_slots:
             self._say_old()
         else:
             self._post(item)
 
-    def _post(self, item: Message | Key | Held) -> None:
-        """Send a message, or the keep of a run, or the hold of a slot. While no keeper is there it
-        follows from the state."""
+    def _post(self, item: Outgoing) -> None:
+        """Send a message. While no keeper is there it follows from what is held."""
         if not self._is_ready:
             return
         self._pending.append(item)
@@ -628,50 +496,12 @@ class Keeper:
 
     def _send_pending(self, channel: Channel) -> bool:
         while self._pending:
-            message, fds = self._compose(self._pending[0])
+            item = self._pending[0]
+            message, fds = (item, []) if isinstance(item, dict) else item()
             if message and not channel.send(message, fds):
                 return False
             self._pending.popleft()
         return True
-
-    def _compose(self, item: Message | Key | Held) -> tuple[Message, list[int]]:
-        """The message as things are now: it must not name a descriptor closed since."""
-        if isinstance(item, dict):
-            return item, []
-        if isinstance(item, Held):
-            return self._compose_hold(item)
-        run = self._runs.get(item)
-        if run is None:
-            return {}, []
-        message: Message = {"type": "keep", "service": item[0], "run": item[1]}
-        message["output"] = run.output is not None
-        message["pidfd"] = run.pidfd is not None
-        message["log"] = _spec(run.log)
-        return message, run.fds()
-
-    def _compose_hold(self, held: Held) -> tuple[Message, list[int]]:
-        if self._slots.get((held.service, held.slot)) is not held:
-            return {}, []
-        message: Message = {"type": "hold", "service": held.service, "slot": held.slot}
-        return {**message, "meta": held.meta}, [held.fd]
-
-
-def _present(*fds: int | None) -> list[int]:
-    return [fd for fd in fds if fd is not None]
-
-
-def _target(spec: object) -> LogTarget | None:
-    return None if spec is None else msgspec.convert(spec, LogTarget)
-
-
-def _spec(log: LogTarget | None) -> object:
-    return None if log is None else msgspec.to_builtins(log)
-
-
-def _kept(key: Key, run: _Run) -> Kept:
-    output = None if run.output is None else os.dup(run.output)
-    pidfd = None if run.pidfd is None else os.dup(run.pidfd)
-    return Kept(*key, output, pidfd, run.log)
 
 
 def _note(message: Message, fds: list[int]) -> Note | None:

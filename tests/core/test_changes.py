@@ -177,6 +177,26 @@ def test_one_that_had_failed_is_tried_again_by_its_new_definition(world):
     assert w.where == (State.STARTING, Reason.REDEFINED)
 
 
+@pytest.mark.parametrize("change", [{"checks": ()}, {"ready": Ready.SPAWN}])
+def test_one_that_waited_for_checks_alone_is_ready_once_it_need_not(world, change):
+    w = world(checks=("beat",))
+    w.start()
+    w.spawn()
+    w.gate()
+    w.probe(ok=False)
+    assert renewed(w, **change) == (["redefined"], ["became_ready"])
+    assert w.where == (State.RUNNING, Reason.READY)
+
+
+def test_one_that_still_waits_for_checks_is_not_ready_by_a_renewal(world):
+    w = world(checks=("beat",))
+    w.start()
+    w.spawn()
+    w.gate()
+    assert renewed(w, checks=(Check("other", "unix:/o"),))[1] == []
+    assert w.where == (State.STARTING, Reason.REQUESTED)
+
+
 RESTS = {
     "never started": lambda w: None,
     "stopped": lambda w: (w.run(), w.stop(), w.exit(0)),

@@ -11,10 +11,12 @@ from random import Random
 
 import msgspec
 
-from tests.crash.world import World
+from tests.crash.world import World, dependents
 
 ANSWER_S = 15.0
 PAUSE_S = 0.005
+WITH_DEPENDENTS = 0.5
+"""How often those that depend on one are stopped with it."""
 VERBS = ("start", "stop", "restart", "restart")
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 """In such steps since boot /proc tells when a process was born."""
@@ -70,14 +72,19 @@ class Commander(threading.Thread):
         while not self._ended.wait(self._chance.uniform(0, self._pause_s)):
             service = self._chance.choice(self._services)
             verb = self._chance.choice(VERBS)
-            if self._world.services[service] == "once":
+            if self._world.services[service] in ("once", "setup"):
                 # asked again before it ran, one execution would do for two commands
                 if len(self._world.executions(service)) < self._due[service]:
                     continue
                 verb = "restart"
-            self._send(verb, service)
+            names = [service]
+            if verb == "stop" and self._chance.random() < WITH_DEPENDENTS:
+                names += dependents(service)
+            self._send(verb, names)
 
-    def _send(self, verb: str, service: str) -> None:
+    def _send(self, verb: str, names: list[str]) -> None:
+        """Send a command for the first of them, and in the case of several for all of its dependents, too."""
+        service = names[0]
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(ANSWER_S)
             try:
@@ -87,19 +94,28 @@ class Commander(threading.Thread):
                 return
             executed = len(self._world.executions(service))
             sent_tick = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // TICK_NS
-            seq = _seq_of_answer(client, verb, service)
-        if seq == 0:  # refused
+            request: dict[str, object] = {"action": verb, "service": service}
+            if len(names) > 1:
+                request["with_dependents"] = True
+            seqs = _seqs_of_answer(client, request)
+        if seqs == {}:  # refused
             return
-        self._due[service] = executed + (seq is not None)
-        self.sent.append(Sent(verb, service, seq, sent_tick, time.monotonic()))
-        if seq is not None:
+        self._due[service] = executed + (seqs is not None)
+        answered_s = time.monotonic()
+        # of its dependents those are answered for that were not at rest
+        for name in names if seqs is None else seqs:
+            seq = None if seqs is None else seqs[name]
+            self.sent.append(Sent(verb, name, seq, sent_tick, answered_s))
+        if seqs is not None:
             self.acknowledged.set()
 
 
-def _seq_of_answer(client: socket.socket, verb: str, service: str) -> int | None:
-    """The number of the event that a command led to; 0 where it was refused, None where no answer came."""
+def _seqs_of_answer(client: socket.socket, request: dict[str, object]) -> dict[str, int] | None:
+    """The numbers of the events that a command led to, by service; none where it was refused, None where
+    no answer came.
+    """
     try:
-        client.sendall(json.dumps({"action": verb, "service": service}).encode() + b"\n")
+        client.sendall(json.dumps(request).encode() + b"\n")
         with client.makefile("rb") as answers:
             line = answers.readline()
     except ConnectionError:
@@ -108,7 +124,7 @@ def _seq_of_answer(client: socket.socket, verb: str, service: str) -> int | None
         return None
     answer = json.loads(line)
     if answer["ok"]:
-        return int(answer["data"][0]["seq"])
-    if answer["error"]["code"] == "outcome_unknown":
+        return {item["name"]: int(item["seq"]) for item in answer["data"]}
+    if answer["error"]["code"] in ("outcome_unknown", "partial_failure"):
         return None
-    return 0
+    return {}

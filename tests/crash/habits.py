@@ -1,7 +1,9 @@
 """The services of the crash tests, by habit: `habits.py HABIT FOLDER`. Standard library only, to start fast.
 
 Every run holds a lock that only one run can hold, its children included, and writes it down in `doubled`
-when it finds that held. Then it writes a line "MARK PID" in ran/SERVICE: so often was it executed.
+when it finds that held. Then it writes a line "MARK PID TICK" in ran/SERVICE: so often was it executed, and then
+its process began. Whoever others depend on writes "up TIME" in met/SERVICE right before it is as they need it, and
+"down TIME" when it begins and when it is told to end.
 """
 
 from __future__ import annotations
@@ -32,8 +34,21 @@ def main() -> None:
         append("doubled", f"{MARK} {os.getpid()} began while there was still {holder}")
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"{MARK} {os.getpid()}".encode(), 0)
-    append(f"ran/{SERVICE}", f"{MARK} {os.getpid()}")
+    if habit in ("late", "setup"):
+        stamp("down")
+    append(f"ran/{SERVICE}", f"{MARK} {os.getpid()} {born_tick()}")
     HABITS[habit]()
+
+
+def born_tick() -> str:
+    """When this process began, as /proc tells it."""
+    with open("/proc/self/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[19]
+
+
+def stamp(word: str) -> None:
+    """Write down that it is `up` for those who depend on it, or `down`, from now on."""
+    append(f"met/{SERVICE}", f"{word} {time.clock_gettime_ns(time.CLOCK_BOOTTIME)}")
 
 
 def append(path: str, line: str) -> None:
@@ -143,6 +158,27 @@ def listen() -> None:
         listener.accept()[0].close()
 
 
+def be_late() -> None:
+    """Say that it is ready when it has been there for a while."""
+
+    def stop(_number: int, _frame: object) -> None:
+        stamp("down")
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, stop)
+    time.sleep(between(0, 0.25))
+    stamp("up")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+    rest()
+
+
+def set_up() -> None:
+    """Do what has to be done once, and end well."""
+    time.sleep(between(0, 0.15))
+    stamp("up")
+
+
 HABITS = {
     "rest": rest,
     "once": once,
@@ -154,6 +190,8 @@ HABITS = {
     "fork": fork,
     "leave": leave,
     "listen": listen,
+    "late": be_late,
+    "setup": set_up,
 }
 
 if __name__ == "__main__":

@@ -14,11 +14,23 @@ from collections.abc import Iterator
 import msgspec
 
 from registry.journal.read import Selection, last_seq, open_for_reading, pages, verify
-from tests.crash.commander import Sent
-from tests.crash.world import HABITS, SETTLED_WITHIN_S, Key, Seen, World
+from tests.crash.commander import TICK_NS, Sent
+from tests.crash.world import (
+    HABITS,
+    NEEDS,
+    SETTLED_WITHIN_S,
+    Key,
+    Seen,
+    World,
+    followed,
+    follows,
+    kin,
+)
 
 ROWS_SHOWN = 15
-UP, DOWN = frozenset({"up"}), frozenset({"down"})
+UP, DOWN, NOTHING = frozenset({"up"}), frozenset({"down"}), frozenset[str]()
+STAMPED = ("late", "setup")
+"""The habits that write down when they are as others need them."""
 
 
 class Violation(AssertionError):
@@ -58,20 +70,41 @@ class Judge:
     ) -> float:
         """Wait until everything is settled and judge it; how long that took from `began_s` on, in seconds."""
         for each in sent:
-            outcome = DOWN if each.verb == "stop" else UP
-            self.wanted[each.service] = outcome | (
-                frozenset() if each.seq is not None else self.wanted[each.service]
-            )
+            self._wish(each.service, each.verb, is_certain=each.seq is not None)
         executions = {name: len(self._world.executions(name)) for name in self._world.services}
         began_s = max([began_s, *(each.answered_s for each in sent)])
         self._await_settled(before, sent, executions, began_s, both_died=both_died)
         settled_s = time.monotonic() - began_s
         self._judge_doubled()
+        self._judge_order()
         self._judge_journal(sent)
         self._judge_logs(both_died=both_died)
         self._is_first = False
         self._unanswered = [each for each in sent if each.seq is None]
         return settled_s
+
+    # --- what is wanted ---------------------------------------------------------------------------
+
+    def _wish(self, name: str, verb: str, *, is_certain: bool) -> None:
+        """Take in a command; who starts a service starts what it needs."""
+        was = self.wanted[name]
+        self.wanted[name] = (DOWN if verb == "stop" else UP) | (NOTHING if is_certain else was)
+        if verb == "stop":
+            return
+        # of one that is as it is needed, what it needs itself is left as it is
+        was_down = was == DOWN or verb in ("start", "restart")
+        for need in NEEDS.get(name, ()):
+            self._wish(need, "need", is_certain=is_certain and was_down)
+
+    def _possible(self, name: str) -> frozenset[str]:
+        """How it may be once all is settled: what is wanted up, and depends on one that may be down, may wait."""
+        possible = self.wanted[name]
+        for need in NEEDS.get(name, ()):
+            if self._world.services[need] != "setup" and "down" in self._possible(need):
+                possible |= DOWN
+            if follows(name) and self.wanted[need] == DOWN:
+                possible -= UP
+        return possible
 
     # --- processes --------------------------------------------------------------------------------
 
@@ -111,14 +144,14 @@ class Judge:
         for name, habit in self._world.services.items():
             of_it = [each for each in sent if each.service == name]
             count = len(self._world.executions(name))
-            if habit == "once":
+            if habit in ("once", "setup"):
                 executed = count - before.executions[name] - self._is_first
                 wrong = _wrong_once(seen[name], executed, of_it, both_died=both_died)
             elif HABITS[habit].is_steady:
                 wrong = (
-                    wrong_steady(seen[name], self.wanted[name], habit)
+                    wrong_steady(seen[name], self._possible(name), habit)
                     or self._unexecuted(seen[name], name)
-                    or wrong_number(before, count, seen[name], of_it, name)
+                    or wrong_number(before, count, seen[name], sent, name)
                 )
             else:
                 wrong = wrong_restless(
@@ -136,11 +169,24 @@ class Judge:
             if twice := [mark for mark, count in marks.items() if count > 1]:
                 raise self.violation(name, f"executed twice: {twice}")
 
+    def _judge_order(self) -> None:
+        """Whoever depends on others was born only while these were as it needs them."""
+        for name, needs in NEEDS.items():
+            for need in needs:
+                stamps = [
+                    (word, int(at_ns))
+                    for word, at_ns in map(str.split, self._world.lines(f"met/{need}"))
+                ]
+                for line in self._world.executions(name):
+                    mark, _pid, tick = line.split()
+                    if self._world.services[need] in STAMPED and not was_up(stamps, int(tick)):
+                        raise self.violation(name, f"{mark} was born while {need} was not ready")
+
     # --- the journal ------------------------------------------------------------------------------
 
     def _unexecuted(self, seen: list[Seen], name: str) -> str | None:
         """None where its main process, if any, has said that it executes: only then it is counted."""
-        said = {line.rpartition(" ")[2] for line in self._world.executions(name)}
+        said = {line.split()[1] for line in self._world.executions(name)}
         silent = [each.pid for each in seen if each.is_main and str(each.pid) not in said]
         return f"{silent} have not said that they execute" if silent else None
 
@@ -155,7 +201,8 @@ class Judge:
                 if each.seq is None:
                     continue
                 row = connection.execute(question, (each.seq,)).fetchone()
-                if row != (each.service,):
+                # what is up already, but for what it needs, is answered by the start of that
+                if row is None or row[0] not in (each.service, *NEEDS.get(each.service, ())):
                     raise self.violation(
                         each.service, f"acknowledged, but not in the journal: {each}; found {row}"
                     )
@@ -247,21 +294,33 @@ def wrong_steady(seen: list[Seen], wanted: frozenset[str], habit: str) -> str | 
 def wrong_number(
     before: Before, count: int, seen: list[Seen], sent: list[Sent], name: str
 ) -> str | None:
-    """None where it is the same process as before, or another one because somebody asked for it.
+    """None where it is the same process as before, or another one because somebody asked for it, or for one that
+    it is connected with.
 
     However many commands of the round before nobody answered, one run at most was still to come of them.
     """
     main = next((each for each in seen if each.is_main), None)
     was, now = before.mains.get(name), main.key if main is not None else None
-    late = [each for each in before.unanswered if each.service == name]
+    related = kin(name)
+    late = [each for each in before.unanswered if each.service in related]
+    begun = [each for each in sent if each.service in related and each.begins]
     grown = count - before.executions[name]
-    most = sum(each.begins for each in sent) + bool(late) + (not before.executions[name])
+    most = len(begun) + len({each.service for each in late}) + (not before.executions[name])
     if grown > most:
         return f"executed {grown} times, and at most {most} times it was to"
-    if was not in (None, now) and not any(each.ends for each in (*late, *sent)):
+    of_it = [each for each in sent if each.service in followed(name)]
+    ends = [each for each in (*late, *of_it) if each.ends and each.service in followed(name)]
+    if follows(name):
+        ends += late + begun  # what it follows may only have waited
+    if was not in (None, now) and not ends:
         return f"nobody stopped it, and its process was {was} and is {now}"
-    # what ran when a stop or restart came ends, and has not yet
-    ended = [each for each in sent if each.ends and each.seq is not None]
+    # what ran when a stop or restart came ends, and has not yet; but a stop may wait for others, and be taken back
+    ended = [
+        each
+        for each in of_it
+        if each.seq is not None
+        and (each.verb == "restart" or (each.verb == "stop" and len(related) == 1))
+    ]
     if main is not None and ended and main.start_time < ended[-1].sent_tick:
         return f"its process is still {now}, after {ended[-1]} at tick {ended[-1].sent_tick}"
     return None
@@ -287,6 +346,14 @@ def _wrong_once(
     if executed < least and not both_died:
         return f"executed {executed} times, {least} times it was to"
     return "it does not end" if seen else None
+
+
+def was_up(stamps: list[tuple[str, int]], tick: int) -> bool:
+    """Whether what is needed was up at some moment of a clock tick."""
+    began_ns, ended_ns = tick * TICK_NS, (tick + 1) * TICK_NS
+    before = [word for word, at_ns in stamps if at_ns < began_ns]
+    within = [word for word, at_ns in stamps if began_ns <= at_ns < ended_ns]
+    return "up" in (*before[-1:], *within)
 
 
 def log_lines(world: World, name: str) -> Iterator[str]:

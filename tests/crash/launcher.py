@@ -27,10 +27,10 @@ POINTS: dict[str, tuple[str, str]] = {
     "reaped": ("registry.host.process", "Runner._child_ended"),
     "release": ("registry.keeper.client", "Keeper.release"),
     "connect": ("registry.keeper.client", "Keeper.connect"),
-    "declare": ("registry.registry", "Registry.declare"),
+    "declare": ("registry.recovery", "declare"),
     "adopt": ("registry.host.machine", "Machine.adopt"),
     "leftovers": ("registry.host.process", "Runner.adopt_leftovers"),
-    "autostart": ("registry.daemon", "Daemon._autostart"),
+    "autostart": ("registry.recovery", "begin"),
     "perform": ("registry.registry", "Registry.perform_all"),
 }
 """What can be died at, before and after: the function by its module and its name there."""

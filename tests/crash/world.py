@@ -59,9 +59,53 @@ HABITS: dict[str, Habit] = {
     "probed": Habit(
         2, 'health_check = { target = "cmd:test -d ran", interval = "500ms", failures = 20 }'
     ),
+    "late": Habit(3, 'ready = "notify"'),
+    "follow": Habit(2),
+    "setup": Habit(1, 'oneshot = true\nrestart = "OnFailure"', is_steady=False),
+    "needy": Habit(1),
 }
-PROGRAMS = {"probed": "rest"}
+PROGRAMS = {"probed": "rest", "follow": "rest", "needy": "rest"}
+NEEDS: dict[str, tuple[str, ...]] = {
+    "late-1": ("late-0",),
+    "late-2": ("late-1",),
+    "follow-0": ("late-0",),
+    "follow-1": ("follow-0",),
+    "needy-0": ("setup-0",),
+}
+"""What services depend on; those called `follow` with `restart = true`."""
 SERVICES = {f"{name}-{n}": name for name, habit in HABITS.items() for n in range(habit.number)}
+
+
+def follows(name: str) -> bool:
+    """Whether it follows the restarts and stops of what it depends on."""
+    return name.startswith("follow")
+
+
+def kin(name: str) -> frozenset[str]:
+    """Itself and all with whom it is connected by dependencies: who is started may start any of these."""
+    found: set[str] = set()
+    waiting = {name}
+    while waiting:
+        found |= waiting
+        waiting = {
+            other
+            for pair in ((a, b) for a, needs in NEEDS.items() for b in needs)
+            if found.intersection(pair)
+            for other in pair
+        } - found
+    return frozenset(found)
+
+
+def followed(name: str) -> tuple[str, ...]:
+    """Itself, and whose restarts it follows, directly or not."""
+    needs = NEEDS.get(name, ()) if follows(name) else ()
+    return (name, *(each for need in needs for each in followed(need)))
+
+
+def dependents(name: str) -> list[str]:
+    """Those that depend on it, directly or not."""
+    direct = [other for other, needs in NEEDS.items() if name in needs]
+    return direct + [each for other in direct for each in dependents(other)]
 
 
 class Seen(NamedTuple):
@@ -97,7 +141,7 @@ class World:
         self.configuration = folder / "etc" / "services.toml"
         self.daemon: subprocess.Popen[bytes] | None = None
         self.made = time.monotonic()
-        for name in ("etc", "lock", "ran", "said", "at", "var"):
+        for name in ("etc", "lock", "ran", "said", "at", "met", "var"):
             (folder / name).mkdir(exist_ok=True)
         self.configuration.write_text(self._services())
 
@@ -115,7 +159,11 @@ class World:
         program = [sys.executable, "-I", "-S", str(HERE / "habits.py")]
         command = json.dumps([*program, PROGRAMS.get(habit, habit), str(self.folder)])
         keys = HABITS[habit].keys.replace("{name}", name)
-        return f'\n[[service]]\nname = "{name}"\ncmd = {command}\n{keys}\n'
+        follow = str(follows(name)).lower()
+        needs = ", ".join(f"{need} = {{ restart = {follow} }}" for need in NEEDS.get(name, ()))
+        return (
+            f'\n[[service]]\nname = "{name}"\ncmd = {command}\n{keys}\ndepends_on = {{ {needs} }}\n'
+        )
 
     # --- the registry's lives ---------------------------------------------------------------------
 
@@ -196,7 +244,7 @@ class World:
         return path.read_text().splitlines() if path.exists() else []
 
     def executions(self, service: str) -> list[str]:
-        """A line "MARK PID" for each time that a service was executed."""
+        """A line "MARK PID TICK" for each time that a service was executed."""
         return self.lines(f"ran/{service}")
 
     # --- the end ----------------------------------------------------------------------------------

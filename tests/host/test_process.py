@@ -420,11 +420,11 @@ async def test_a_cancelled_command_is_killed_and_keeps_its_number_until_reaped(
     with pytest.raises(asyncio.CancelledError):
         await command
     assert proc.stat(leader) is not None  # nobody else can have its number yet
-    assert leader in host.runner._commands
+    assert leader in host.runner._commands._running
     await gone(leader)
     await gone(child)
     await all_reaped(host, gone)
-    assert host.runner._commands == {}
+    assert host.runner._commands._running == {}
     assert host.runner._groups.led == set()
 
 

@@ -11,7 +11,7 @@ from registry.core.service import Service
 from registry.questions.plan import Change, Plan, plan
 
 ENDS = "its run ends, another begins"
-NEVER_RESTARTED = {
+NEVER_RESTARTED: dict[str, dict[str, object]] = {
     "not running": {"state": State.STOPPED, "pid": None},
     "waiting": {"state": State.STOPPED, "pid": None, "reason": Reason.WAITING},
     "about to restart": {"state": State.RESTARTING, "pid": None},

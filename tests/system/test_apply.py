@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import sqlite3
 import threading
 import time
@@ -36,7 +37,7 @@ def shell(script: str) -> str:
     return f"cmd = {json.dumps(['sh', '-c', script])}"
 
 
-def begin(box, *services: str, settings: str = "", **how: str) -> None:
+def begin(box, *services: str, settings: str = "", **how) -> None:
     box.configure("".join(services), settings)
     box.start(**how)
 
@@ -183,15 +184,16 @@ def test_circles_among_dependencies_are_refused_as_a_whole(box):
 
 def test_how_it_is_stopped_and_started_again_is_in_force_without_a_new_run(box):
     deaf = f"cmd = {box.python('deaf', DEAF)}"
+    polite = 'trap "echo int >> told; exit" INT; echo >> hears; while :; do sleep 0.02; done'
+    polite = shell(polite)
     begin(
         box,
         service("slow", deaf, 'stop = "60s"', 'ready = "spawn"'),
-        service("polite", shell('trap "echo int >> told; exit" INT; while :; do sleep 0.02; done')),
+        service("polite", polite),
         service("once"),
         service("clean", shell("while [ ! -e end ]; do sleep 0.02; done; exit 3")),
     )
     before = running(box, "slow", "polite", "once", "clean")
-    polite = shell('trap "echo int >> told; exit" INT; while :; do sleep 0.02; done')
     changes = apply(
         box,
         service("slow", deaf, 'stop = "200ms"', 'ready = "spawn"'),
@@ -205,6 +207,8 @@ def test_how_it_is_stopped_and_started_again_is_in_force_without_a_new_run(box):
     )
     assert {name: change["restarts"] for name, change in changes.items()} == dict.fromkeys(before)
     assert running(box, *before) == before
+    box.wait_for(lambda: is_deaf(before["slow"][1]), "it is deaf")
+    box.wait_for(lambda: box.lines("hears"), "it hears")
     began = time.monotonic()
     box.data("stop", service=["slow", "polite"], wait=True)
     assert time.monotonic() - began < 5
@@ -508,6 +512,29 @@ def test_a_renamed_service_is_another_one(box):
     assert not box.is_running(before["web"][1])
 
 
+def accepts(path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
+def test_sockets_come_and_go_with_what_is_declared_and_pass_to_a_service_of_another_name(box):
+    def listens(name: str, *sockets: str) -> str:
+        words = ", ".join(f'{each} = "unix:{each}.sock"' for each in sockets)
+        return service(name, SLEEP, f"sockets = {{ {words} }}")
+
+    a, b, c = (box.folder / f"{name}.sock" for name in "abc")
+    begin(box, listens("web", "a", "b"))
+    running(box, "web")
+    assert apply(box, listens("web", "b", "c"))["web"]["keys"] == ["sockets"]
+    assert (a.exists(), accepts(b), accepts(c)) == (False, True, True)
+    apply(box, listens("site", "b", "c"))
+    running(box, "site")
+    assert (accepts(b), accepts(c)) == (True, True)
+    apply(box)
+    assert not b.exists()
+    assert not c.exists()
+
+
 def test_more_and_fewer_instances_touch_only_those_that_come_and_go(box):
     def web(count: int) -> str:
         return service("web", 'cmd = ["sleep", "100{instance}"]', f"instances = {count}")
@@ -568,36 +595,81 @@ def test_sighup_applies_and_with_a_wrong_file_tells_every_complaint(box):
     assert latest(box) == seq
 
 
+def test_sighup_ends_no_registry_not_even_one_that_is_becoming_another_program(box):
+    begin(box, service("web"))
+    before = running(box, "web")
+    over = threading.Event()
+
+    def hang_up() -> None:
+        while not over.wait(0.005):
+            box.daemon.send_signal(signal.SIGHUP)
+
+    hanging_up = threading.Thread(target=hang_up)
+    hanging_up.start()
+    try:
+        box.upgrade()
+    finally:
+        over.set()
+        hanging_up.join()
+    assert box.daemon.poll() is None
+    assert running(box, "web") == before
+
+
 def test_with_watch_every_change_of_a_file_is_taken_up_one_replaced_by_rename_too(box):
+    begin(box, service("web"))
+    box.kill()
+    box.start("--watch")
+    before = running(box, "web")
+
+    def shows(*names: str) -> bool:
+        return [record["name"] for record in box.data("list_services")] == [*names]
+
+    main = box.folder / "etc" / "services.toml"
+    text = main.read_text() + service("db")
+
+    def is_seen_once_it_is_written() -> (
+        bool
+    ):  # the watch begins a little after the registry answers
+        main.write_text(text)
+        deadline = time.monotonic() + 1
+        while not shows("web", "db") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return shows("web", "db")
+
+    box.wait_for(is_seen_once_it_is_written, "the changed file is seen")
+    beside = box.folder / "etc" / "services.toml.new"
+    beside.write_text(text + service("cache"))
+    os.replace(beside, main)
+    box.wait_for(lambda: shows("web", "db", "cache"), "the replaced file is seen")
+    drop_ins = box.folder / "etc" / "services.d"
+    drop_ins.mkdir()
+    (drop_ins / "more.toml").write_text(service("more"))
+    box.wait_for(lambda: shows("web", "db", "cache", "more"), "a new folder is seen")
+    assert running(box, "web") == before
+
+
+def test_with_watch_drop_ins_are_taken_up_as_they_come_change_and_go(box):
     drop_ins = box.folder / "etc" / "services.d"
     drop_ins.mkdir()
     box.configure(service("web"))
     box.start("--watch")
-    before = running(box, "web")
 
-    def names() -> list[str]:
-        return [record["name"] for record in box.data("list_services")]
+    def tagged(tag: str) -> bool:
+        """Whether the drop-in is in force; written anew, for the watch begins a little after the registry answers."""
+        (drop_ins / "more.toml").write_text(service("more", SLEEP, f'tags = ["{tag}"]'))
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline:
+            if box.ask("health", service=f"tag:{tag}")["ok"]:
+                return True
+            time.sleep(0.01)
+        return False
 
-    def change(path, text: str, expected: list[str]) -> None:
-        """Until it is seen: the watch begins a little after the registry answers."""
-        deadline = time.monotonic() + 10
-        while names() != expected and time.monotonic() < deadline:
-            path.write_text(text)
-            stop = time.monotonic() + 2
-            while names() != expected and time.monotonic() < stop:
-                time.sleep(0.02)
-        assert names() == expected
-
-    main = box.folder / "etc" / "services.toml"
-    change(main, main.read_text() + service("db"), ["web", "db"])
-    beside = box.folder / "etc" / "services.toml.new"
-    beside.write_text(main.read_text() + service("cache"))
-    os.replace(beside, main)
-    box.wait_for(lambda: names() == ["web", "db", "cache"], "the replaced file is seen")
-    change(drop_ins / "more.toml", service("more"), ["web", "db", "cache", "more"])
+    box.wait_for(lambda: tagged("one"), "it comes")
+    before = running(box, "more")
+    box.wait_for(lambda: tagged("two"), "it changes")
+    assert running(box, "more") == before
     (drop_ins / "more.toml").unlink()
-    box.wait_for(lambda: names() == ["web", "db", "cache"], "the drop-in that is gone is seen")
-    assert running(box, "web") == before
+    box.wait_for(lambda: len(box.data("list_services")) == 1, "it goes")
 
 
 def test_drop_ins_are_read_in_the_order_of_their_names_and_blamed_by_name(box):
@@ -893,6 +965,6 @@ def sleeping(box) -> list[str]:
     found = []
     for pid in box.left():
         words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-        if words[0] == "sleep":
-            found.append(" ".join(words[:2]))
+        if words[0].endswith("sleep"):
+            found.append(f"sleep {words[1]}")
     return found

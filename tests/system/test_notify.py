@@ -611,6 +611,10 @@ def test_stored_descriptors_outlive_the_service_and_the_registry_until_they_are_
     say(box, "FDSTOREREMOVE=1\nFDNAME=two")
     restart(box)
     assert found(box, 4) == repr({"three": "three"})
+    box.kill()
+    order(box, "store('last'); os._exit(1)")
+    box.start()
+    assert found(box, 5) == repr({"three": "three", "last": "last"})
 
 
 def test_stored_descriptors_are_forgotten_when_it_is_down_for_good(box):

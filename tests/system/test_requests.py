@@ -133,27 +133,246 @@ def test_what_does_not_run_is_sent_no_signal_and_of_several_each_is_told(box):
     assert not box.events("starting", "signal_requested")
 
 
-@pytest.mark.parametrize(
-    ("word", "hint"),
-    [
-        ("HUPP", "did you mean SIGHUP?"),
-        ("sigterrm", "did you mean SIGTERM?"),
-        ("", "write for example HUP"),
-        ("0", "write for example HUP"),
-        ("99", "write for example HUP"),
-        ("9" * 5000, "write for example HUP"),
-        ("-9", "write for example HUP"),
-    ],
-)
-def test_a_signal_that_is_none_is_refused_with_a_hint(signals, word, hint):
-    code, message = error(signals, "signal", service="web", signal=word)
-    assert (code, message.startswith("signal: '")) == ("invalid_params", True)
-    assert hint in message
-    assert len(message) < 200
-    assert not signals.events("web", "signal_requested")
+def test_a_signal_that_is_none_is_refused_with_a_hint(box):
+    begin(box, service("web"))
+    box.wait_status("web", "Running")
+    for word in ("HUPP", "sigterrm", "", "0", "99", "9" * 5000, "-9", "SIGRTMIN+99"):
+        code, message = error(box, "signal", service="web", signal=word)
+        assert (code, message.startswith("signal: '")) == ("invalid_params", True), word
+        assert "did you mean SIG" in message or "write for example HUP" in message
+        assert len(message) < 150
+    assert "did you mean SIGHUP?" in error(box, "signal", service="web", signal="hupp")[1]
+    assert not box.events("web", "signal_requested")
 
 
-@pytest.fixture(scope="module")
-def signals(tmp_path_factory):
-    """One registry for all that it refuses; see below."""
-    return None
+# The registry as it is, killed when it is about to carry out what was asked for, or has just done so.
+DYING = """
+import os, signal
+from registry.host.machine import Machine
+carry_out = Machine.carry_out
+
+def dying(self, service, request):
+    if os.environ["WHEN"] == "after":
+        carry_out(self, service, request)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+Machine.carry_out = dying
+from registry.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_signal_that_was_asked_for_is_sent_by_the_next_registry_if_this_one_is_killed(box, when):
+    program = (str(box.program("dying", DYING)),)
+    begin(box, service("web", shell(TELL)), program=program, WHEN=when)
+    box.wait_lines("up", 1)
+    pid = box.wait_status("web", "Running")["pid"]
+    with pytest.raises((OSError, ValueError)):
+        box.ask("signal", service="web", signal="HUP")
+    assert box.daemon.wait(10) == -signal.SIGKILL
+    if when == "before":
+        assert told(box) == []
+    box.start()
+    box.wait_lines("told", 1)
+    (asked,) = box.events("web", "signal_requested")
+    (done,) = box.wait_for(lambda: box.events("web", "request_done"), "it is done")
+    assert done["data"] == {"request": asked["seq"]}
+    assert box.service("web")["pid"] == pid
+    assert set(told(box)) == {"web HUP"}
+    box.kill()
+    count = len(box.lines("told"))
+    box.start()
+    box.data("signal", service="web", signal="USR1")
+    box.wait_lines("told", count + 1)
+    assert told(box).count("web USR1") == 1
+    assert len(box.lines("told")) == count + 1, "what was done is not done again"
+    box.verify()
+
+
+# --- reload ---------------------------------------------------------------------------------------
+
+
+def test_a_reload_is_the_signal_or_the_command_that_the_service_names(box):
+    begin(
+        box,
+        service("by-signal", shell(TELL), 'reload = "HUP"'),
+        service(
+            "by-command",
+            shell(TELL),
+            command("echo $MAINPID $CIRCLEOSD_SERVICE $MODE >> main; kill -USR1 $MAINPID"),
+            'env = { MODE = "live" }',
+        ),
+    )
+    box.wait_lines("up", 2)
+    pid = box.wait_status("by-command", "Running")["pid"]
+    box.wait_status("by-signal", "Running")
+    answers = box.data("reload", service=["by-signal", "by-command"])
+    assert [answer["name"] for answer in answers] == ["by-signal", "by-command"]
+    assert box.lines("main") == [f"{pid} by-command live"]
+    box.wait_lines("told", 2)
+    assert told(box) == ["by-command USR1", "by-signal HUP"]
+    for answer in answers:
+        (asked,) = box.events(answer["name"], "reload_requested")
+        assert (asked["seq"], asked["actor"]["pid"]) == (answer["seq"], os.getpid())
+        (done,) = box.events(answer["name"], "request_done")
+        assert done["data"] == {"request": asked["seq"]}
+    assert box.service("by-command")["run"] == 1
+
+
+def test_a_reload_that_fails_says_how_and_the_service_runs_on(box):
+    begin(
+        box,
+        service("fails", SLEEP, command("exit 3")),
+        service("missing", SLEEP, 'reload = ["./nothing-here"]'),
+        service("slow", SLEEP, command("sleep 1000"), 'start_timeout = "300ms"'),
+        service("none", SLEEP),
+        service("down", SLEEP, 'reload = "HUP"', "autostart = false"),
+    )
+    names = ("fails", "missing", "slow", "none")
+    pids = {name: box.wait_status(name, "Running")["pid"] for name in names}
+    assert error(box, "reload", service="fails") == ("request_failed", "fails: sh ended with 3")
+    assert box.last("fails", "request_done")["data"]["error"] == "sh ended with 3"
+    code, message = error(box, "reload", service="missing")
+    assert (code, "nothing-here" in message) == ("request_failed", True)
+    code, message = error(box, "reload", service="slow")
+    assert (code, "longer than 0.3 s and was killed" in message) == ("request_failed", True)
+    code, message = error(box, "reload", service="none")
+    assert (code, 'reload = "SIGHUP"' in message) == ("no_reload", True)
+    assert error(box, "reload", service="down")[0] == "service_not_running"
+    assert {name: box.service(name)["pid"] for name in names} == pids
+    assert not box.events("none", "reload_requested")
+
+
+def test_a_reload_need_not_be_waited_for_and_ends_with_its_run(box):
+    begin(box, service("web", SLEEP, command("while [ ! -e go ]; do sleep 0.02; done")))
+    box.wait_status("web", "Running")
+    (answer,) = box.data("reload", service="web", wait=False)
+    assert error(box, "reload", service="web", timeout=0.2)[0] == "timed_out"
+    (box.folder / "go").touch()
+    box.wait_for(lambda: len(box.events("web", "request_done")) == 2, "both are done")
+    first, second = (event["seq"] for event in box.events("web", "reload_requested"))
+    assert first == answer["seq"]
+    done = [event["data"] for event in box.events("web", "request_done")]
+    assert sorted(each["request"] for each in done) == [first, second]
+    assert not any(each.get("error") for each in done)
+    (box.folder / "go").unlink()
+    (answer,) = box.data("reload", service="web", wait=False)
+    box.data("restart", service="web", wait=True)
+    (box.folder / "go").touch()
+    box.data("reload", service="web")
+    requests = [event["data"]["request"] for event in box.events("web", "request_done")]
+    assert answer["seq"] not in requests, "that run is over"
+
+
+# --- check ----------------------------------------------------------------------------------------
+
+
+def test_a_check_that_is_asked_for_tells_its_result_and_counts_for_nothing(box):
+    check = '{{ name = "{0}", target = "cmd:test -e {0}", interval = "1h", failures = 1 }}'
+    begin(
+        box,
+        service("web", SLEEP, f"health_check = [{check.format('a')}, {check.format('b')}]"),
+        service("plain"),
+    )
+    for name in ("a", "b"):
+        (box.folder / name).touch()
+    run = box.wait_status("web", "Running", health="healthy")["run"]
+    seq, health = latest(box), box.data("health", service="web")
+    (box.folder / "b").unlink()
+    for _ in range(3):
+        (answer,) = box.data("check", service="all")
+        assert answer["name"] == "web"
+        a, b = answer["checks"]
+        assert (a["name"], a["target"], a["ok"], a["error"]) == ("a", "cmd:test -e a", True, None)
+        assert (b["name"], b["ok"], bool(b["error"])) == ("b", False, True)
+        assert a["latency_ms"] > 0
+    assert (latest(box), box.data("health", service="web")) == (seq, health)
+    assert box.service("web")["run"] == run
+    code, message = error(box, "check", service="plain")
+    assert (code, message) == ("no_checks", "no health_check is declared for 'plain'")
+    assert error(box, "check", service="wbe")[0] == "unknown_service"
+
+
+def test_a_heartbeat_is_not_waited_for_but_told_as_it_is_known(box):
+    beat = 'health_check = { target = "heartbeat:", interval = "200ms", timeout = "200ms", '
+    begin(box, service("web", SLEEP, beat + 'on_failure = "report" }', 'ready = "spawn"'))
+    box.wait_status("web", "Running")
+
+    def is_well() -> bool:
+        ((check,),) = (answer["checks"] for answer in box.data("check", service="web"))
+        assert check["ok"] is (check["error"] is None)
+        return check["ok"]
+
+    def is_well_after_a_beat() -> bool:
+        box.data("heartbeat", service="web")
+        return is_well()
+
+    box.wait_for(lambda: not is_well(), "a beat was missed")
+    box.wait_for(is_well_after_a_beat, "it was heard")
+    box.data("stop", service="web", wait=True)
+    assert not is_well(), "nothing listens"
+
+
+# --- whom a request means -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def several(box):
+    """Services that do not run: whom a request means is all that matters."""
+    rests = "autostart = false"
+    begin(
+        box,
+        service("web", SLEEP, "instances = 3", 'tags = ["front"]', rests),
+        service("website", SLEEP, rests),
+        service("db", SLEEP, 'tags = ["front", "data"]', rests),
+    )
+    return box
+
+
+WEBS = ["web@1", "web@2", "web@3"]
+MEANT = {
+    "db": ["db"],
+    "web@2": ["web@2"],
+    "web": WEBS,
+    "web@[13]": ["web@1", "web@3"],
+    "web*": [*WEBS, "website"],
+    "tag:front": [*WEBS, "db"],
+    "tag:data": ["db"],
+    "all": [*WEBS, "website", "db"],
+}
+
+
+def test_names_globs_tags_all_and_the_name_of_instances_mean_services(several):
+    for word, names in MEANT.items():
+        assert [answer["name"] for answer in several.data("stop", service=word)] == names, word
+    mixed = several.data("stop", service=["db", "web", "tag:front", "web@1"])
+    assert [answer["name"] for answer in mixed] == ["db", *WEBS], "each once, in the order asked"
+    assert [each["name"] for each in several.data("health", service="web")] == WEBS
+
+
+def test_the_lines_of_several_say_whose_they_are(several):
+    (several.folder / "var" / "log").mkdir(exist_ok=True)
+    for name in ("web@2", "db"):
+        (several.folder / "var" / "log" / f"{name}.log").write_text(f"I am {name}\n")
+    for word in ("web", "tag:front", ["web@2", "db"]):
+        lines = several.data("logs", service=word)
+        assert {line["service"]: line["line"] for line in lines}["web@2"] == "I am web@2"
+    assert several.data("logs", service="db") == ["I am db"]
+
+
+def test_whom_nobody_knows_is_refused_with_whom_there_is(several):
+    def refused(word) -> str:
+        code, message = error(several, "stop", service=word)
+        assert code == "unknown_service", message
+        return message
+
+    assert refused("websit") == "there is no service 'websit', did you mean 'website'?"
+    assert refused("zzz").endswith("there are web@1, web@2, web@3, website, db")
+    assert refused("tag:fornt").endswith("the tags are data, front")
+    assert "like 'x*'" in refused("x*")
+    assert error(several, "stop", service=[])[0] == "invalid_params"
+    answer = several.ask("stop", service=["db", "zzz"])["error"]
+    assert answer["code"] == "partial_failure"
+    assert [(item["name"], item["ok"]) for item in answer["data"]] == [("db", True), ("zzz", False)]
+    assert answer["data"][1]["error"]["code"] == "unknown_service"

@@ -1,0 +1,75 @@
+"""Commands beside the services, run to their end or a time limit: of checks, reloads and hooks.
+
+Each leads a group of its own. Until it is reaped, which only the runner does, its number is nobody else's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from registry.host import gate
+from registry.host.gate import Gated
+from registry.host.launch import Launch, LaunchError
+
+
+class Commands:
+    """The commands under way. `spawn` takes a launch and its input; `led` are the leaders that live."""
+
+    def __init__(
+        self, folder: Path, spawn: Callable[[Launch, int | None], Gated], led: set[int]
+    ) -> None:
+        self._folder = folder
+        self._spawn = spawn
+        self._led = led
+        self._running: dict[int, asyncio.Future[int]] = {}
+
+    async def run(self, launch: Launch, timeout_s: float, stdin: bytes | None) -> int:
+        """Run a command to its end: its exit code, negative for a signal. Raises TimeoutError, LaunchError."""
+        launch = msgspec.structs.replace(launch, descriptors=(), own_pid=())
+        gated = self._spawn_reading(launch, stdin)
+        ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._running[gated.pid] = ended
+        self._led.add(gated.pid)
+        try:
+            gate.constrain(gated.pid, launch)
+        except LaunchError:
+            os.close(gated.gate)  # it ends, and is reaped
+            raise
+        gate.open_gate(gated.gate)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await ended
+        finally:
+            if gated.pid in self._running:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(gated.pid, signal.SIGKILL)
+
+    def _spawn_reading(self, launch: Launch, stdin: bytes | None) -> Gated:
+        if stdin is None:
+            return self._spawn(launch, None)
+        try:
+            # a file, not a pipe: a command that does not read must not make us wait
+            with tempfile.TemporaryFile(dir=self._folder, buffering=0) as file:
+                file.write(stdin)
+                file.seek(0)
+                return self._spawn(launch, file.fileno())
+        except OSError as error:
+            raise gate.refusal(error) from None
+
+    def reaped(self, pid: int, code: int) -> bool:
+        """Take the end of a child that was reaped; False where that was no command."""
+        ended = self._running.pop(pid, None)
+        if ended is None:
+            return False
+        self._led.discard(pid)
+        if not ended.done():
+            ended.set_result(code)
+        return True

@@ -1,0 +1,130 @@
+"""What the keeper holds of runs, from their spawn until their ends are journaled: their output, their pidfd.
+
+A run writes into a FIFO without a name, which it opens for both directions: where no keeper lives on, what it
+wrote since is still in there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from registry.core.definition import Logs
+from registry.host.members import Process
+from registry.logs.target import LogTarget
+
+_log = logging.getLogger(__name__)
+
+
+class OutputKeeper(Protocol):
+    """What is needed of the keeper."""
+
+    def keep(
+        self,
+        service: str,
+        run: int,
+        output_fd: int | None,
+        pidfd: int | None,
+        log: LogTarget | None,
+    ) -> None:
+        """Let the keeper hold these descriptors, too, from now on. Raises OSError."""
+
+    def release(self, service: str, run: int) -> None:
+        """The run's end is in the journal."""
+
+    def redirect(self, service: str, run: int, log: LogTarget) -> None:
+        """The run's output goes there from now on."""
+
+
+class Kept:
+    """The runs that the keeper holds. The FIFOs are made in `folder`."""
+
+    def __init__(self, folder: Path, keeper: OutputKeeper) -> None:
+        self._folder = folder
+        self._keeper = keeper
+        self._runs: dict[str, set[int]] = {}
+
+    @contextlib.contextmanager
+    def fifo(self, uid: int | None) -> Iterator[tuple[str, int]]:
+        """A path for `uid` to open within the block, and our reading end, the caller's unless the block fails.
+
+        Raises OSError.
+        """
+        path = self._folder / f"output.{os.getpid()}"
+        try:
+            path.unlink(missing_ok=True)
+            os.mkfifo(path, 0o600)
+            if uid is not None:
+                os.chown(path, uid, -1)
+            output = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                yield str(path), output
+            except BaseException:
+                os.close(output)
+                raise
+        finally:
+            path.unlink(missing_ok=True)
+
+    def keep(self, process: Process, output: int | None, logs: Logs | None) -> None:
+        """Hand a run to the keeper. Raises OSError."""
+        target = LogTarget.of(logs, process.service) if logs is not None else None
+        if output is not None or process.pidfd is not None:
+            self._keeper.keep(process.service, process.run, output, process.pidfd, target)
+            self.add(process.service, process.run)
+
+    def keep_adopted(self, process: Process, logs: Logs | None) -> None:
+        """Hand an earlier daemon's run to the keeper, unless that holds it already."""
+        if process.run in self._runs.get(process.service, ()):
+            return
+        output = self._reopen(process.pid) if logs is not None else None
+        try:
+            self.keep(process, output, logs)
+        except OSError as error:
+            _warn(process, "its output cannot be taken up again", error)
+        finally:
+            if output is not None:
+                os.close(output)
+
+    def _reopen(self, pid: int | None) -> int | None:
+        """The reading end of the FIFO that we once made for a run, by its descriptors; None where it left it."""
+        ours = re.compile(rf"{re.escape(str(self._folder.absolute()))}/output\.\d+ \(deleted\)")
+        for number in (1, 2):
+            path = f"/proc/{pid}/fd/{number}"
+            with contextlib.suppress(OSError):
+                if ours.fullmatch(os.readlink(path)):
+                    return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        return None
+
+    def keep_main(self, process: Process) -> None:
+        """Hand over another main process of a run; its output is kept already."""
+        try:
+            self._keeper.keep(process.service, process.run, None, process.pidfd, None)
+        except OSError as error:
+            _warn(process, "its new main process is not kept", error)
+
+    def redirect(self, service: str, run: int, logs: Logs | None) -> None:
+        """What a run writes from now on goes to another log, or to the same one with other limits."""
+        if logs is not None:
+            self._keeper.redirect(service, run, LogTarget.of(logs, service))
+
+    def add(self, service: str, run: int) -> None:
+        """The keeper holds this run."""
+        self._runs.setdefault(service, set()).add(run)
+
+    def release(self, service: str, up_to_run: int | None) -> None:
+        """These runs' ends are in the journal, all of the service's where `up_to_run` is None."""
+        kept = self._runs.get(service, set())
+        for run in [run for run in kept if up_to_run is None or run <= up_to_run]:
+            kept.discard(run)
+            self._keeper.release(service, run)
+        if not kept:
+            self._runs.pop(service, None)
+
+
+def _warn(process: Process, what: str, error: OSError) -> None:
+    _log.warning("%s: %s: %s", process.service, what, error.strerror)
