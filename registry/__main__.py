@@ -90,7 +90,7 @@ def _run(options: argparse.Namespace) -> int:
 def _serve(config: object, path: Path, *, as_json: bool, watches: bool) -> int:
     from registry.api.unix_socket import SocketError
     from registry.config import Config
-    from registry.daemon import TO_END, Upgrade, serve
+    from registry.daemon import HEARD, Upgrade, serve
     from registry.daemon_log import DaemonLog
     from registry.house import Held
     from registry.journal import JournalError
@@ -98,7 +98,7 @@ def _serve(config: object, path: Path, *, as_json: bool, watches: bool) -> int:
     assert isinstance(config, Config)
     count = len(config.definitions)
     # before any thread is there: until the daemon listens, and while it becomes another program, they wait
-    signal.pthread_sigmask(signal.SIG_BLOCK, TO_END)
+    signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
     log = DaemonLog(as_json=as_json)
     log.start()
     try:

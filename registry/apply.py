@@ -37,7 +37,6 @@ class Configuration:
         self, config: Config, key: bytes, registry: Registry, take_up: Callable[[Config], None]
     ) -> None:
         self.config = config
-        self._begun_with = config
         self._key = key
         self._registry = registry
         self._take_up = take_up
@@ -72,9 +71,7 @@ class Configuration:
         except ApiError as error:
             for complaint in error.data or [error.message]:
                 _log.error("%s", complaint)
-            if (
-                error.code is not ErrorCode.OUTCOME_UNKNOWN
-            ):  # which is in force, but not durable yet
+            if error.code is not ErrorCode.OUTCOME_UNKNOWN:  # that is in force, not durable yet
                 _log.error("Nothing was changed")
 
     async def _load(self) -> Config:
@@ -87,7 +84,7 @@ class Configuration:
         return with_digests(loaded, self._key)
 
     def _compare(self, config: Config) -> Plan:
-        later = _later(self._begun_with, config)
+        later = _later(self.config, config)
         return plan(self._registry.committed.services, config.definitions, later)
 
     def _exchange(self, config: Config) -> None:

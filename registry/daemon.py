@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 
 import msgspec
@@ -53,8 +53,8 @@ _LEVELS = {"INFO": logging.INFO, "WARN": logging.WARNING, "ERROR": logging.ERROR
 
 EX_ESSENTIAL = 10
 """The exit status when an essential service is finally gone."""
-TO_END = (signal.SIGTERM, signal.SIGINT)
-"""The signals that end the daemon."""
+HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""The signals that the daemon does something at."""
 _CHECK_S = 30.0
 HOOKS_S = 5.0
 """How long hooks that run may take at the end."""
@@ -111,7 +111,7 @@ class Daemon:
         async with AsyncExitStack() as stack:
             await self._build(stack)
             # not before: the journal's threads, which outlive our handlers a little, are to block them for good
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, TO_END)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
             async with asyncio.TaskGroup() as tasks:
                 writing = tasks.create_task(self._registry.run())
                 beside = [
@@ -147,7 +147,7 @@ class Daemon:
         """The first time as asked; asked again while services are being stopped, in a hurry."""
         if not self._ending.done():
             if end.upgrade:  # what comes from now on is for the next program
-                signal.pthread_sigmask(signal.SIG_BLOCK, TO_END)
+                signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
             self._ending.set_result(end)
         elif self._ending.result().upgrade:
             self.asked_meanwhile = True
@@ -233,11 +233,17 @@ class Daemon:
         from watchfiles import awatch
 
         config = self._configuration.config
-        folders = [config.file.parent, *([config.folder] if config.folder.is_dir() else [])]
-        async for changes in awatch(*folders, recursive=False):
-            names = {Path(path).name for _kind, path in changes}
-            if config.file.name in names or any(name.endswith(".toml") for name in names):
-                self._applying.set()
+        while True:
+            is_there = config.folder.is_dir()
+            folders = [config.file.parent, *([config.folder] if is_there else [])]
+            async with aclosing(awatch(*folders, recursive=False)) as watched:
+                async for changes in watched:
+                    names = {Path(path).name for _kind, path in changes}
+                    of_ours = {config.file.name, config.folder.name}
+                    if names & of_ours or any(name.endswith(".toml") for name in names):
+                        self._applying.set()
+                    if config.folder.is_dir() is not is_there:
+                        break
 
     async def _mind_essentials(self) -> None:
         """End when an essential service is finally gone."""

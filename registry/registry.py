@@ -430,8 +430,7 @@ class Registry:
         if present != ought:
             if present is None or present[0] != service.run:
                 self._forget_tallies(name)
-            else:
-                self._host.redefine(service)
+            self._host.redefine(service)
             self._watched[name] = ought
             self._host.watch(service)
         if service.state is State.RUNNING:

@@ -153,7 +153,15 @@ def _renew(decision: Decision, cause: int | None) -> None:
     elif service.state is State.FAILED and service.wanted:
         _want_up(decision, "start", ev.StartRequested, Reason.REDEFINED, cause)
     else:
+        if service.state is State.STARTING and runs_by is not None:
+            _opened(decision)  # it may be ready by what it need not wait for any more
         _reconsider(decision, cause)  # it may wait for others than before
+
+
+def _opened(decision: Decision) -> None:
+    service = decision.service
+    if service.definition.readiness is Ready.SPAWN:
+        decision.move("became_ready", ev.BecameReady, Reason.READY, cause=service.cause)
 
 
 def _observed(decision: Decision, given: inp.Observation) -> None:
@@ -181,8 +189,7 @@ def _observed(decision: Decision, given: inp.Observation) -> None:
             ):
                 _after_end(decision)
         case inp.GateOpened():
-            if service.definition.readiness is Ready.SPAWN:
-                decision.move("became_ready", ev.BecameReady, Reason.READY, cause=service.cause)
+            _opened(decision)
         case inp.StartTimerDue():
             _start_timer_due(decision)
         case inp.RestartTimerDue():

@@ -102,5 +102,6 @@ def _is_same(one: int, other: int) -> bool:
     """Whether both are one open file, not only of one file."""
     try:
         return fcntl.fcntl(one, _F_DUPFD_QUERY, other) == 1
-    except OSError:  # one inode says as much, but for what has none of its own: eventfds and their like
+    except OSError:
+        # one inode says as much, but for what has none of its own: eventfds and their like
         return os.path.sameopenfile(one, other) and stat.S_IFMT(os.fstat(one).st_mode) != 0

@@ -108,8 +108,9 @@ class Machine:
         try:
             return self._surroundings.equip(definition, launch)
         except OSError as error:
-            message = error.strerror or str(error)
-            raise LaunchError(Reason.NO_RESOURCES, message, "sockets") from None
+            is_for_a_person = isinstance(error, PermissionError)
+            reason = Reason.NOT_PERMITTED if is_for_a_person else Reason.NO_RESOURCES
+            raise LaunchError(reason, error.strerror or str(error), "sockets") from None
 
     def open_gate(self, service: str, run: int) -> bool:
         """Let a run through; True when that happened now."""

@@ -8,6 +8,7 @@ its process began. Whoever others depend on writes "up TIME" in met/SERVICE righ
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -159,7 +160,9 @@ def listen() -> None:
 
 
 def be_late() -> None:
-    """Say that it is ready when it has been there for a while."""
+    """Say that it is ready when it has been there for a while. With registry and keeper dead that is refused, or
+    what they had not heard died with them: then its start times out.
+    """
 
     def stop(_number: int, _frame: object) -> None:
         stamp("down")
@@ -168,7 +171,10 @@ def be_late() -> None:
     signal.signal(signal.SIGTERM, stop)
     time.sleep(between(0, 0.25))
     stamp("up")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify,
+        contextlib.suppress(ConnectionRefusedError, FileNotFoundError),
+    ):
         notify.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
     rest()
 

@@ -10,6 +10,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 
 import msgspec
 
@@ -70,7 +71,7 @@ class Judge:
     ) -> float:
         """Wait until everything is settled and judge it; how long that took from `began_s` on, in seconds."""
         for each in sent:
-            self._wish(each.service, each.verb, is_certain=each.seq is not None)
+            self.wish(each.service, each.verb, is_certain=each.seq is not None)
         executions = {name: len(self._world.executions(name)) for name in self._world.services}
         began_s = max([began_s, *(each.answered_s for each in sent)])
         self._await_settled(before, sent, executions, began_s, both_died=both_died)
@@ -85,7 +86,7 @@ class Judge:
 
     # --- what is wanted ---------------------------------------------------------------------------
 
-    def _wish(self, name: str, verb: str, *, is_certain: bool) -> None:
+    def wish(self, name: str, verb: str, *, is_certain: bool) -> None:
         """Take in a command; who starts a service starts what it needs."""
         was = self.wanted[name]
         self.wanted[name] = (DOWN if verb == "stop" else UP) | (NOTHING if is_certain else was)
@@ -94,13 +95,13 @@ class Judge:
         # of one that is as it is needed, what it needs itself is left as it is
         was_down = was == DOWN or verb in ("start", "restart")
         for need in NEEDS.get(name, ()):
-            self._wish(need, "need", is_certain=is_certain and was_down)
+            self.wish(need, "need", is_certain=is_certain and was_down)
 
-    def _possible(self, name: str) -> frozenset[str]:
+    def possible(self, name: str) -> frozenset[str]:
         """How it may be once all is settled: what is wanted up, and depends on one that may be down, may wait."""
         possible = self.wanted[name]
         for need in NEEDS.get(name, ()):
-            if self._world.services[need] != "setup" and "down" in self._possible(need):
+            if self._world.services[need] != "setup" and "down" in self.possible(need):
                 possible |= DOWN
             if follows(name) and self.wanted[need] == DOWN:
                 possible -= UP
@@ -146,12 +147,15 @@ class Judge:
             count = len(self._world.executions(name))
             if habit in ("once", "setup"):
                 executed = count - before.executions[name] - self._is_first
-                wrong = _wrong_once(seen[name], executed, of_it, both_died=both_died)
+                wrong = _wrong_once(
+                    seen[name], executed, of_it, both_died=both_died, is_oneshot=habit == "setup"
+                )
             elif HABITS[habit].is_steady:
                 wrong = (
-                    wrong_steady(seen[name], self._possible(name), habit)
+                    wrong_steady(seen[name], self.possible(name), habit)
                     or self._unexecuted(seen[name], name)
-                    or wrong_number(before, count, seen[name], sent, name)
+                    or (self._unheard(seen[name], name) if habit == "late" else None)
+                    or wrong_number(before, count, seen[name], sent, name, both_died=both_died)
                 )
             else:
                 wrong = wrong_restless(
@@ -189,6 +193,14 @@ class Judge:
         said = {line.split()[1] for line in self._world.executions(name)}
         silent = [each.pid for each in seen if each.is_main and str(each.pid) not in said]
         return f"{silent} have not said that they execute" if silent else None
+
+    def _unheard(self, seen: list[Seen], name: str) -> str | None:
+        """None where that it is ready, which its main process says itself, is in the journal."""
+        question = "SELECT 1 FROM events WHERE service = ? AND run = ? AND type = 'became_ready'"
+        with closing(open_for_reading(self._world.journal)) as journal:
+            runs = [each.run for each in seen if each.is_main]
+            late = [run for run in runs if not journal.execute(question, (name, run)).fetchone()]
+        return f"nobody has heard that run {late} is ready" if late else None
 
     def _judge_journal(self, sent: list[Sent]) -> None:
         connection = open_for_reading(self._world.journal)
@@ -292,7 +304,13 @@ def wrong_steady(seen: list[Seen], wanted: frozenset[str], habit: str) -> str | 
 
 
 def wrong_number(
-    before: Before, count: int, seen: list[Seen], sent: list[Sent], name: str
+    before: Before,
+    count: int,
+    seen: list[Seen],
+    sent: list[Sent],
+    name: str,
+    *,
+    both_died: bool = False,
 ) -> str | None:
     """None where it is the same process as before, or another one because somebody asked for it, or for one that
     it is connected with.
@@ -306,7 +324,8 @@ def wrong_number(
     begun = [each for each in sent if each.service in related and each.begins]
     grown = count - before.executions[name]
     most = len(begun) + len({each.service for each in late}) + (not before.executions[name])
-    if grown > most:
+    # what one says that is `late` may die with both: then its start times out, and it has another
+    if grown > most and not (both_died and len(related) > 1):
         return f"executed {grown} times, and at most {most} times it was to"
     of_it = [each for each in sent if each.service in followed(name)]
     ends = [each for each in (*late, *of_it) if each.ends and each.service in followed(name)]
@@ -336,11 +355,12 @@ def wrong_restless(seen: list[Seen], wanted: frozenset[str], *, runs_on: bool) -
 
 
 def _wrong_once(
-    seen: list[Seen], executed: int, sent: list[Sent], *, both_died: bool
+    seen: list[Seen], executed: int, sent: list[Sent], *, both_died: bool, is_oneshot: bool
 ) -> str | None:
     """None where it was executed for each command; -1 is an autostart without its execution."""
     least = sum(each.seq is not None for each in sent)
-    if executed > len(sent):
+    # and a oneshot that is gone, nobody knows how, has failed, and is started again
+    if executed > len(sent) and not (both_died and is_oneshot):
         return f"executed {executed} times for {len(sent)} commands"
     # without anybody left to tell that it never ran, a run that is gone counts as one that ran
     if executed < least and not both_died:

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.crash import launcher, rounds, world
-from tests.crash.commander import Sent
-from tests.crash.judge import Before, Violation, wrong_number
+from tests.crash.commander import TICK_NS, Sent
+from tests.crash.judge import Before, Judge, Violation, was_up, wrong_number
 from tests.crash.rounds import run
 from tests.crash.world import HERE, ROOT, Seen, World, wait_for
 
@@ -124,6 +124,74 @@ def test_a_service_has_another_process_only_where_one_was_asked_for(
     before = Before({"deaf-0": WAS}, {"deaf-0": 3}, late)
     seen = [Seen(*now, session=now[0], comm="python", service="deaf-0", run=4)] if now else []
     assert (wrong_number(before, 3 + grown, seen, commands, "deaf-0") is None) == holds
+
+
+@pytest.mark.parametrize(
+    ("stamps", "was"),
+    [
+        ([], False),
+        ([("down", 1)], False),
+        ([("down", 1), ("up", 2)], True),
+        ([("down", 1), ("up", 2), ("down", 3)], False),
+        ([("up", 2), ("down", TICK_NS)], True),
+        ([("down", 1), ("up", 2 * TICK_NS - 1)], True),
+        ([("down", 1), ("up", 2 * TICK_NS)], False),
+    ],
+)
+def test_who_depends_on_another_is_born_while_that_is_up(
+    stamps: list[tuple[str, int]], was: bool
+) -> None:
+    assert was_up(stamps, 1) == was
+
+
+def commanded(verb: str, service: str, *, answered: bool = True) -> Sent:
+    return Sent(verb, service, 7 if answered else None, 5500, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("holds", "name", "grown", "command"),
+    [
+        (True, "follow-1", 1, commanded("restart", "late-0")),
+        (True, "follow-1", 1, commanded("start", "late-2")),
+        (False, "follow-1", 2, commanded("restart", "late-0")),
+        (False, "follow-1", 1, commanded("restart", "needy-0")),
+        (False, "late-1", 1, commanded("restart", "late-0")),
+        (True, "late-1", 1, commanded("restart", "late-1")),
+        (False, "late-0", 1, commanded("restart", "late-1")),
+    ],
+)
+def test_who_follows_has_another_process_where_what_it_follows_has_and_nobody_else(
+    holds: bool, name: str, grown: int, command: Sent
+) -> None:
+    before = Before({name: WAS}, {name: 3}, [])
+    seen = [Seen(*NOW, session=NOW[0], comm="python", service=name, run=4)]
+    assert (wrong_number(before, 3 + grown, seen, [command], name) is None) == holds
+
+
+UP, DOWN, EITHER = frozenset({"up"}), frozenset({"down"}), frozenset({"up", "down"})
+
+
+@pytest.mark.parametrize(
+    ("commands", "possible"),
+    [
+        ([], {}),
+        ([("stop", "late-0")], {"late-0": DOWN, "late-1": EITHER, "follow-0": DOWN}),
+        ([("stop", "late-0"), ("start", "late-1")], {}),
+        ([("stop", "late-0"), ("stop", "late-1"), ("start", "late-2")], {}),
+        ([("stop", "late-2")], {"late-2": DOWN}),
+        ([("stop", "follow-0")], {"follow-0": DOWN, "follow-1": DOWN}),
+        ([("restart", "setup-0")], {}),
+    ],
+)
+def test_what_may_be_down_is_what_was_stopped_and_what_depends_on_it(
+    commands: list[tuple[str, str]], possible: dict[str, frozenset[str]], short_dir: Path
+) -> None:
+    judge = Judge(World(short_dir))
+    for verb, name in commands:
+        judge.wish(name, verb, is_certain=True)
+    for name in ("late-0", "late-1", "late-2", "follow-0", "needy-0"):
+        down = EITHER if name == "late-2" and possible.get("late-1") else UP
+        assert judge.possible(name) == possible.get(name, down), name
 
 
 def test_an_end_that_takes_too_long_is_a_violation(

@@ -23,7 +23,7 @@ from registry.core.service import Service
 from registry.journal.read import open_for_reading, pages
 from tests.crash.commander import Commander
 from tests.crash.judge import wrong_restless, wrong_steady
-from tests.crash.world import HABITS, ROOT, SETTLED_WITHIN_S, World, wait_for
+from tests.crash.world import HABITS, NEEDS, ROOT, SETTLED_WITHIN_S, World, wait_for
 
 SEED = 3
 STARTED_FROM = 6
@@ -95,6 +95,10 @@ def is_looked_after(service: Service) -> bool:
     """Whether something is to be done for it, or it ended as its definition accepts."""
     if service.autostart_due or duties(service) != Duties():
         return True
+    if service.wanted and service.reason is Reason.WAITING:  # each life begins with another look
+        return True
+    if service.definition.oneshot and service.completed:
+        return True
     if not service.wanted or service.state not in (State.STOPPED, State.FAILED):
         return False
     if service.reason is Reason.RESTART_LIMIT or service.reason in FOR_A_PERSON:
@@ -151,10 +155,11 @@ def unsettled(world: World, prefix: list[ev.Record]) -> dict[str, str]:
     for name, habit in world.services.items():
         seen = [each for each in running if each.service == name]
         own = [record.event for record in prefix if record.service == name]
-        last = next((event for event in reversed(own) if isinstance(event, COMMANDS)), None)
-        wanted = frozenset({"down" if isinstance(last, ev.StopRequested) else "up"})
+        wanted = frozenset({"down" if was_stopped(prefix, name) else "up"})
         runs = len(world.executions(name))
-        if habit == "once":
+        if any(was_stopped(prefix, need) for need in NEEDS.get(name, ())):
+            wanted |= {"down"}  # it may wait
+        if habit in ("once", "setup"):
             never_began = not any(isinstance(event, ev.Spawned) for event in own)
             wrong = "it does not end" if seen else None
             if never_began and wanted == {"up"} and runs != 1:
@@ -166,3 +171,10 @@ def unsettled(world: World, prefix: list[ev.Record]) -> dict[str, str]:
         if wrong is not None:
             found[name] = wrong
     return found
+
+
+def was_stopped(prefix: list[ev.Record], name: str) -> bool:
+    """Whether the last command for a service stops it."""
+    commands = [each.event for each in prefix if each.service == name]
+    last = next((event for event in reversed(commands) if isinstance(event, COMMANDS)), None)
+    return isinstance(last, ev.StopRequested)

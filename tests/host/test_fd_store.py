@@ -115,9 +115,9 @@ def test_a_copy_that_comes_again_is_stored_once(store, tmp_path):
     again = os.dup(fd)
     store.add("web", "x", [fd])
     store.add("web", "x", [again])
-    store.add("db", "x", [os.dup(fd)])
     assert store.of("web") == [("x", fd)]
     assert not is_open(again)
+    store.add("db", "x", [os.dup(fd)])
     assert names(store, "db") == ["x"], "another service's is another thing"
 
 

@@ -215,16 +215,19 @@ async def test_a_due_time_in_the_past_kills_at_once(host):
     assert (await host.next()).signal == signal.SIGKILL
 
 
-async def test_the_group_gets_its_signal_once(host):
+async def test_the_group_gets_its_signal_once(host, tmp_path):
     """To many programs a second SIGTERM means: at once, and forget what you were doing."""
-    child = (
-        "exec 2>/dev/null; trap 'echo term $$' TERM; echo child $$; while :; do sleep 0.01; done"
-    )
-    host.script('sh -c "$CHILD" & trap "exit 0" TERM; wait', env={"CHILD": child})
+    heard = tmp_path / "heard"
+    traps = f"trap 'echo term $$; : >{heard}' TERM; trap 'echo later $$' WINCH; "
+    child = f"exec 2>/dev/null; {traps} echo child $$; while :; do sleep 0.01; done"
+    end = f"while ! test -e {heard}; do sleep 0.01; done; exit 0"
+    host.script(f'sh -c "$CHILD" & trap "{end}" TERM; wait', env={"CHILD": child})
     pid = await word(host, "child")
     host.stop()
     assert await word(host, "term") == pid
     assert (await host.next()).group_empty is False
+    os.kill(pid, signal.SIGWINCH)  # a shell takes the higher number last
+    assert await word(host, "later") == pid
     os.kill(pid, signal.SIGKILL)
     assert await host.next() == GroupGone(run=1)
     await rest_of_output(host)

@@ -111,6 +111,7 @@ class World:
         self.seen: list[tuple[str, inp.Observation]] = []
         self.undone: list[Done] = []
         self.commits_at_once = True
+        self.woken = asyncio.Event()
         self.around = self._make()
 
     def _make(self) -> Surroundings:
@@ -119,6 +120,7 @@ class World:
 
     def _observe(self, service: str, given: inp.Observation, done: Done | None) -> None:
         self.seen.append((service, given))
+        self.woken.set()
         if done is not None:
             self.undone.append(done)
         if self.commits_at_once:
@@ -142,9 +144,7 @@ class World:
     def found(self) -> list[Held]:
         """What another daemon gets from the keeper."""
         held = self.keeper.held.items()
-        return [
-            Held(service, slot, meta, os.dup(fd)) for (service, slot), (fd, meta) in list(held)
-        ]
+        return [Held(service, slot, meta, os.dup(fd)) for (service, slot), (fd, meta) in list(held)]
 
     def crash(self) -> None:
         """Another daemon begins: only the keeper knows anything."""
@@ -175,12 +175,12 @@ HEART = Check("heart", "heartbeat:", interval_s=1.5)
 # --- what a run is given --------------------------------------------------------------------------
 
 
-def test_a_plain_service_is_given_nothing(world):
+async def test_a_plain_service_is_given_nothing(world):
     assert world.around.equip(web(), LAUNCH) == LAUNCH
     assert not world.keeper.held
 
 
-def test_who_is_to_say_that_it_is_ready_is_given_a_socket_that_the_keeper_holds(world):
+async def test_who_is_to_say_that_it_is_ready_is_given_a_socket_that_the_keeper_holds(world):
     launch = world.around.equip(web(ready=Ready.NOTIFY), LAUNCH)
     path = launch.env["NOTIFY_SOCKET"]
     assert path == str(world.folder / "notify" / "web")
@@ -192,7 +192,9 @@ def test_who_is_to_say_that_it_is_ready_is_given_a_socket_that_the_keeper_holds(
     assert not world.keeper.held
 
 
-def test_a_heartbeat_is_due_as_often_as_the_shortest_interval_says_and_from_its_own_pid(world):
+async def test_a_heartbeat_is_due_as_often_as_the_shortest_interval_says_and_from_its_own_pid(
+    world,
+):
     checks = (HEART, msgspec.structs.replace(HEART, name="other", interval_s=0.25))
     launch = world.around.equip(web(checks=checks), LAUNCH)
     assert launch.env["WATCHDOG_USEC"] == "250000"
@@ -200,7 +202,7 @@ def test_a_heartbeat_is_due_as_often_as_the_shortest_interval_says_and_from_its_
     assert "NOTIFY_SOCKET" in launch.env
 
 
-def test_sockets_come_first_and_stored_descriptors_after_them(world):
+async def test_sockets_come_first_and_stored_descriptors_after_them(world):
     definition = web(ready=Ready.NOTIFY, sockets=(Socket("http", "127.0.0.1:0"),))
     world.around.equip(definition, LAUNCH)
     world.begin()
@@ -214,7 +216,7 @@ def test_sockets_come_first_and_stored_descriptors_after_them(world):
     ]
 
 
-def test_down_for_good_gives_up_sockets_and_descriptors_but_not_its_voice(world):
+async def test_down_for_good_gives_up_sockets_and_descriptors_but_not_its_voice(world):
     definition = web(ready=Ready.NOTIFY, sockets=(Socket("http", "127.0.0.1:0"),))
     world.around.equip(definition, LAUNCH)
     world.begin()
@@ -226,14 +228,14 @@ def test_down_for_good_gives_up_sockets_and_descriptors_but_not_its_voice(world)
     assert not list((world.folder / "notify").iterdir())
 
 
-def test_what_cannot_be_had_is_one_sentence(world):
+async def test_what_cannot_be_had_is_one_sentence(world):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match=f"^.*cannot listen at 127.0.0.1:{port}: "):
             world.around.equip(web(sockets=(Socket("http", f"127.0.0.1:{port}"),)), LAUNCH)
 
 
-def test_another_daemon_takes_up_what_the_keeper_holds(world):
+async def test_another_daemon_takes_up_what_the_keeper_holds(world):
     definition = web(ready=Ready.NOTIFY, sockets=(Socket("http", "127.0.0.1:0"),))
     first = world.around.equip(definition, LAUNCH)
     world.begin()
@@ -250,7 +252,7 @@ def test_another_daemon_takes_up_what_the_keeper_holds(world):
     again.close()
 
 
-def test_what_is_held_for_nobody_any_more_is_let_go(world):
+async def test_what_is_held_for_nobody_any_more_is_let_go(world):
     definition = web(ready=Ready.NOTIFY, sockets=(Socket("http", "127.0.0.1:0"),))
     path = world.around.equip(definition, LAUNCH).env["NOTIFY_SOCKET"]
     world.crash()
@@ -275,13 +277,13 @@ READY = ("web", inp.NotifiedReady(run=1))
         ({"pid": 1, "session": 1}, False),
     ],
 )
-def test_who_is_gone_is_told_by_his_number_and_his_session(world, sender, counts):
+async def test_who_is_gone_is_told_by_his_number_and_his_session(world, sender, counts):
     world.begin()
     assert world.hear(b"READY=1", **sender) == 1
     assert world.seen == ([READY] if counts else [])
 
 
-def test_whose_ancestors_are_the_service_s_is_its_own(world):
+async def test_whose_ancestors_are_the_service_s_is_its_own(world):
     world.begin()
     world.processes.owners = {99: "web", 98: "db"}
     world.hear(b"READY=1", pid=98, session=98)
@@ -315,21 +317,21 @@ def marked() -> Iterator[Callable[[str], int]]:
 
 
 @pytest.mark.parametrize(("mark", "counts"), [(MARK, True), ("journal/web/2", False)])
-def test_who_left_session_and_parents_behind_is_told_by_his_mark(world, marked, mark, counts):
+async def test_who_left_session_and_parents_behind_is_told_by_his_mark(world, marked, mark, counts):
     pid = marked(mark)
     world.begin()
     world.hear(b"READY=1", pid=pid, session=pid)
     assert world.seen == ([READY] if counts else [])
 
 
-def test_nobody_speaks_for_a_service_without_a_run(world):
+async def test_nobody_speaks_for_a_service_without_a_run(world):
     assert world.hear(b"READY=1") == 1
     world.around.begin("web", 1, MARK)  # it has ended again
     assert world.hear(b"READY=1") == 1
     assert not world.seen
 
 
-def test_what_a_run_said_before_it_ended_unseen_counts(world):
+async def test_what_a_run_said_before_it_ended_unseen_counts(world):
     """It ended while no daemon was there: what it stored is for the next one."""
     world.around.equip(web(ready=Ready.NOTIFY), LAUNCH)
     world.around.begin("web", 1, MARK, ended=LEADER)
@@ -364,14 +366,16 @@ def observed(world: World) -> list[inp.Observation]:
         (b"READY=1\nMAINPID=13", [inp.NotifiedReady(run=1)]),
     ],
 )
-def test_what_is_durable_is_observed_in_the_order_in_which_it_is_to_count(world, text, expected):
+async def test_what_is_durable_is_observed_in_the_order_in_which_it_is_to_count(
+    world, text, expected
+):
     world.begin()
     world.processes.mains = {12: (12, 34)}
     world.hear(text)
     assert observed(world) == expected
 
 
-def test_it_is_done_once_all_that_follows_is_committed(world):
+async def test_it_is_done_once_all_that_follows_is_committed(world):
     world.commits_at_once = False
     world.begin()
     assert world.hear(b"READY=1\nWATCHDOG_USEC=1000000", b"STATUS=x") == 0
@@ -385,7 +389,7 @@ def test_it_is_done_once_all_that_follows_is_committed(world):
     assert done == ["all"]
 
 
-def test_status_and_errno_are_those_of_the_present_run(world):
+async def test_status_and_errno_are_those_of_the_present_run(world):
     world.begin()
     world.hear(b"STATUS=one\nERRNO=2", b"RELOADING=1")
     said = world.around.said("web")
@@ -399,7 +403,7 @@ def test_status_and_errno_are_those_of_the_present_run(world):
     assert world.around.said("web") is None
 
 
-def test_beats_and_triggers_are_told_to_the_checks(world):
+async def test_beats_and_triggers_are_told_to_the_checks(world):
     world.begin()
     world.hear(b"WATCHDOG=1", b"WATCHDOG=trigger")
     assert world.checks.told == [
@@ -408,7 +412,7 @@ def test_beats_and_triggers_are_told_to_the_checks(world):
     ]
 
 
-def test_what_was_said_before_the_checks_begin_is_told_to_them_once_they_do(world):
+async def test_what_was_said_before_the_checks_begin_is_told_to_them_once_they_do(world):
     world.checks.listens = False
     world.begin()
     world.hear(b"WATCHDOG=1")
@@ -419,7 +423,7 @@ def test_what_was_said_before_the_checks_begin_is_told_to_them_once_they_do(worl
     assert world.checks.told == ["beat of web"]
 
 
-def test_a_beat_of_an_earlier_run_is_not_told_to_the_checks_of_the_next(world):
+async def test_a_beat_of_an_earlier_run_is_not_told_to_the_checks_of_the_next(world):
     world.checks.listens = False
     world.begin()
     world.hear(b"WATCHDOG=1")
@@ -429,7 +433,7 @@ def test_a_beat_of_an_earlier_run_is_not_told_to_the_checks_of_the_next(world):
     assert not world.checks.told
 
 
-def test_a_removal_lets_go_of_what_has_the_name(world):
+async def test_a_removal_lets_go_of_what_has_the_name(world):
     world.around.equip(web(ready=Ready.NOTIFY), LAUNCH)
     world.begin()
     for name in (b"a", b"b"):
@@ -448,7 +452,7 @@ async def test_a_socket_is_read_while_the_loop_runs_and_when_it_is_asked_to(worl
         sock.send(b"READY=1")
         world.around.hear()
         assert observed(world) == [inp.NotifiedReady(run=1)]
+        world.woken.clear()
         sock.send(b"STOPPING=1")
-        while len(world.seen) < 2:
-            await asyncio.sleep(0)
+        await world.woken.wait()
     assert observed(world)[1:] == [inp.NotifiedStopping(run=1)]

@@ -1,4 +1,4 @@
-"""Who may what, of a registry that runs as root: other users at the socket, what `[access]` lets them do, and who did it."""
+"""Other users at the socket of a registry that runs as root: what `[access]` lets them do, and who did it."""
 
 from __future__ import annotations
 

@@ -773,6 +773,26 @@ def test_while_the_journal_cannot_be_written_nothing_at_all_is_taken_up(box):
     box.verify()
 
 
+def test_what_could_not_be_made_durable_is_in_force_all_the_same_and_nobody_says_otherwise(box):
+    begin(box, service("web"), program=(str(box.program("hasty", HASTY)),))
+    before = running(box, "web")
+    box.configure(service("web", SLEEP, 'tags = ["a"]') + service("new"))
+    connection = sqlite3.connect(box.journal, isolation_level=None)
+    try:
+        connection.execute("BEGIN EXCLUSIVE")
+        box.daemon.send_signal(signal.SIGHUP)
+        box.wait_for(lambda: len(box.data("list_services")) == 2, "it was applied")
+        assert running(box, "web", "new")["web"] == before["web"]
+        box.wait_for(lambda: "[ERROR]" in box.errors.read_text(), "it says so")
+        connection.execute("ROLLBACK")
+    finally:
+        connection.close()
+    box.wait_for(lambda: box.data("version")["degraded_since"] is None, "it writes again")
+    assert "Nothing was changed" not in box.errors.read_text()
+    assert box.data("plan") == {"changes": [], "later": []}
+    box.verify()
+
+
 # --- over the registry's own restart --------------------------------------------------------------
 
 

@@ -109,9 +109,7 @@ def test_no_new_privs_is_set(box, user):
 
 
 @needs_root
-@pytest.mark.parametrize(
-    ("names", "mask"), [('"CAP_NET_BIND_SERVICE"', NET_BIND_SERVICE), ("", 0)]
-)
+@pytest.mark.parametrize(("names", "mask"), [('"CAP_NET_BIND_SERVICE"', NET_BIND_SERVICE), ("", 0)])
 @pytest.mark.parametrize("extra", ["", "no_new_privs = true"])
 def test_a_user_has_exactly_the_capabilities_that_are_named(box, names, mask, extra):
     port = privileged_port()
@@ -201,6 +199,16 @@ def test_capabilities_that_the_registry_has_not_are_refused_by_setpriv_and_it_sa
     assert status["reason"] == "not_permitted"
     assert status["message"].startswith("setpriv could not set its user, groups or capabilities")
     box.wait_for(lambda: "setpriv:" in box.log("looks"), "its output says which")
+
+
+@needs_root
+def test_a_socket_that_cannot_be_given_to_its_user_is_for_a_person_to_mend(box):
+    program = (str(box.program("without_rights", WITHOUT_RIGHTS)),)
+    status = refused(box, 'user = "nobody"\nready = "notify"', program=program)
+    assert status["reason"] == "not_permitted"
+    assert status["message"].endswith(
+        "let the registry make files there and give them to the service's user"
+    )
 
 
 def test_more_than_the_kernel_allows_is_refused(box):

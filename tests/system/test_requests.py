@@ -179,14 +179,13 @@ def test_a_signal_that_was_asked_for_is_sent_by_the_next_registry_if_this_one_is
     (done,) = box.wait_for(lambda: box.events("web", "request_done"), "it is done")
     assert done["data"] == {"request": asked["seq"]}
     assert box.service("web")["pid"] == pid
-    assert set(told(box)) == {"web HUP"}
     box.kill()
-    count = len(box.lines("told"))
     box.start()
     box.data("signal", service="web", signal="USR1")
-    box.wait_lines("told", count + 1)
-    assert told(box).count("web USR1") == 1
-    assert len(box.lines("told")) == count + 1, "what was done is not done again"
+    box.wait_for(lambda: "web USR1" in told(box), "what came after it is heard")
+    sent = {"before": 1, "after": 2}[when]  # the one that was killed had perhaps sent it, too
+    assert 1 <= told(box).count("web HUP") <= sent, "what was done is not done again"
+    assert len(box.events("web", "request_done")) == 2
     box.verify()
 
 
