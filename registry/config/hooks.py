@@ -13,9 +13,11 @@ from registry.config.dependencies import nobody, services_by_name
 from registry.config.lines import Place
 from registry.config.section import Item, Section
 from registry.config.services import Declared, elements
-from registry.core.events import TYPES
+from registry.core.events import TYPES, RegistryStopped
 
 _ALL, _TAG = "all", "tag:"
+TOLD = [name for name in TYPES if name != RegistryStopped.TYPE]
+"""The types of events that a hook can be told: all but the last one, after which nothing runs."""
 _GLOB_SIGNS = frozenset("*?[")
 
 
@@ -57,7 +59,7 @@ def _hook(section: Section, declared: Sequence[Declared], root: Path) -> Hook:
 
 
 def _event_types(value: object) -> tuple[str, ...]:
-    types = values.each(values.word(TYPES, "the type of an event"), '["gave_up"]')(value)
+    types = values.each(values.word(TOLD, "the type of an event"), '["gave_up"]')(value)
     if not types:
         raise values.Wrong('is empty; name types of events, as in ["gave_up"]')
     return types

@@ -14,7 +14,7 @@ import msgspec
 from registry.config import values
 from registry.config.addresses import SCHEMES
 from registry.config.file import Durability, JournalSettings, OnSigterm, RegistrySettings
-from registry.config.hooks import Hook
+from registry.config.hooks import TOLD, Hook
 from registry.config.keys import CAPABILITIES, COUNTED_RLIMITS, RLIMITS
 from registry.config.services import INSTANCES_MAX, OF_ONE
 from registry.core.definition import (
@@ -28,7 +28,6 @@ from registry.core.definition import (
     Restart,
     Stop,
 )
-from registry.core.events import TYPES
 
 Schema = dict[str, Any]
 
@@ -135,7 +134,7 @@ def _access() -> dict[str, Key]:
 
 def _hook() -> dict[str, Key]:
     plain = Hook(on=(), cmd=())
-    types = {**_once({"enum": list(TYPES)}), "minItems": 1}
+    types = {**_once({"enum": TOLD}), "minItems": 1}
     return {
         "on": Key("list of types of events", types, "The events that it is told.", needed=True),
         "cmd": Key(

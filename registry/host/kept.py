@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Protocol
 
 from registry.core.definition import Logs
+from registry.core.lifecycle import Reason
+from registry.host.launch import LaunchError
 from registry.host.members import Process
 from registry.logs.target import LogTarget
 
@@ -53,14 +55,14 @@ class Kept:
     def fifo(self, uid: int | None) -> Iterator[tuple[str, int]]:
         """A path for `uid` to open within the block, and our reading end, the caller's unless the block fails.
 
-        Raises OSError.
+        Raises OSError, LaunchError.
         """
         path = self._folder / f"output.{os.getpid()}"
         try:
             path.unlink(missing_ok=True)
             os.mkfifo(path, 0o600)
             if uid is not None:
-                os.chown(path, uid, -1)
+                _give(path, uid)
             output = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             try:
                 yield str(path), output
@@ -128,3 +130,14 @@ class Kept:
 
 def _warn(process: Process, what: str, error: OSError) -> None:
     _log.warning("%s: %s: %s", process.service, what, error.strerror)
+
+
+def _give(path: Path, uid: int) -> None:
+    try:
+        os.chown(path, uid, -1)
+    except PermissionError:
+        message = (
+            f"user cannot be set to {uid}: the registry may not give it the pipe for its output,"
+            " which takes CAP_CHOWN; let it, or leave user out"
+        )
+        raise LaunchError(Reason.NOT_PERMITTED, message, "user") from None

@@ -155,6 +155,7 @@ class Judge:
                     wrong_steady(seen[name], self.possible(name), habit)
                     or self._unexecuted(seen[name], name)
                     or (self._unheard(seen[name], name) if habit == "late" else None)
+                    or wrong_age(seen, name)
                     or wrong_number(before, count, seen[name], sent, name, both_died=both_died)
                 )
             else:
@@ -338,6 +339,7 @@ def wrong_number(
         each
         for each in of_it
         if each.seq is not None
+        and each.service == name
         and (each.verb == "restart" or (each.verb == "stop" and len(related) == 1))
     ]
     if main is not None and ended and main.start_time < ended[-1].sent_tick:
@@ -366,6 +368,15 @@ def _wrong_once(
     if executed < least and not both_died:
         return f"executed {executed} times, {least} times it was to"
     return "it does not end" if seen else None
+
+
+def wrong_age(seen: dict[str, list[Seen]], name: str) -> str | None:
+    """None where it is younger than what it follows."""
+    for followed_one in NEEDS.get(name, ()) if follows(name) else ():
+        born = {each.service: each.start_time for each in seen[name] + seen[followed_one]}
+        if born.get(name, 0) < born.get(followed_one, 0) and name in born:
+            return f"it was not restarted after {followed_one}, which it follows"
+    return None
 
 
 def was_up(stamps: list[tuple[str, int]], tick: int) -> bool:

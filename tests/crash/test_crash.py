@@ -17,7 +17,7 @@ import pytest
 
 from tests.crash import launcher, rounds, world
 from tests.crash.commander import TICK_NS, Sent
-from tests.crash.judge import Before, Judge, Violation, was_up, wrong_number
+from tests.crash.judge import Before, Judge, Violation, was_up, wrong_age, wrong_number
 from tests.crash.rounds import run
 from tests.crash.world import HERE, ROOT, Seen, World, wait_for
 
@@ -166,6 +166,20 @@ def test_who_follows_has_another_process_where_what_it_follows_has_and_nobody_el
     before = Before({name: WAS}, {name: 3}, [])
     seen = [Seen(*NOW, session=NOW[0], comm="python", service=name, run=4)]
     assert (wrong_number(before, 3 + grown, seen, [command], name) is None) == holds
+
+
+@pytest.mark.parametrize(
+    ("follower", "late", "holds"),
+    [(5, 5, True), (6, 5, True), (5, 6, False), (None, 5, True), (5, None, True)],
+)
+def test_who_follows_is_younger_than_what_it_follows(
+    follower: int | None, late: int | None, holds: bool
+) -> None:
+    born = {"follow-0": follower, "late-0": late}
+    seen = {
+        name: [Seen(1, tick, 1, "python", name, 1)] if tick else [] for name, tick in born.items()
+    }
+    assert (wrong_age(seen, "follow-0") is None) == holds
 
 
 UP, DOWN, EITHER = frozenset({"up"}), frozenset({"down"}), frozenset({"up", "down"})

@@ -211,6 +211,15 @@ def test_a_socket_that_cannot_be_given_to_its_user_is_for_a_person_to_mend(box):
     )
 
 
+@needs_root
+def test_output_that_cannot_be_given_to_its_user_is_refused_with_the_key(box):
+    program = (str(box.program("without_rights", WITHOUT_RIGHTS)),)
+    status = refused(box, 'user = "nobody"', program=program)
+    assert status["reason"] == "not_permitted"
+    assert status["message"].startswith("user cannot be set to 65534: ")
+    assert status["message"].endswith("let it, or leave user out")
+
+
 def test_more_than_the_kernel_allows_is_refused(box):
     status = refused(box, 'limits.nofile = "unlimited"')  # fs.nr_open is a limit to root, too
     assert status["reason"] == "not_permitted"
