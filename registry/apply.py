@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from hashlib import blake2b
 
@@ -11,7 +12,14 @@ import msgspec
 
 from registry.api.actions import ApiError, ErrorCode
 from registry.api.commands import committed
-from registry.config import Config, ConfigError, JournalSettings, load, with_digests
+from registry.config import (
+    AccessSettings,
+    Config,
+    ConfigError,
+    JournalSettings,
+    load,
+    with_digests,
+)
 from registry.core import inputs as inp
 from registry.core.definition import Definition
 from registry.core.dependencies import Graph
@@ -19,6 +27,7 @@ from registry.core.events import Actor
 from registry.core.lifecycle import Reason
 from registry.questions.plan import Plan, plan
 from registry.registry import Registry, Step
+from registry.validate import machine_complaints
 
 _log = logging.getLogger("registry")
 _FIXED = ("socket", "socket_mode", "socket_group")
@@ -49,13 +58,13 @@ class Configuration:
 
     async def plan(self) -> Plan:
         """What the files would change now. Raises ApiError(INVALID_CONFIG)."""
-        return self._compare(await self._load())
+        return await self._compare(await self._load())
 
     async def apply(self, actor: Actor | None) -> Plan:
         """Take the files up; what that changed. Raises ApiError."""
         async with self._one_at_a_time:
             config = await self._load()
-            changes = self._compare(config)
+            changes = await self._compare(config)
             steps = self._steps(config, changes, actor)
             if steps:
                 await committed(self._registry.command(steps, lambda: self._exchange(config)))
@@ -83,9 +92,18 @@ class Configuration:
             raise ApiError(ErrorCode.INVALID_CONFIG, told[0] + more, told) from None
         return with_digests(loaded, self._key)
 
-    def _compare(self, config: Config) -> Plan:
-        later = _later(self.config, config)
-        return plan(self._registry.committed.services, config.definitions, later)
+    async def _compare(self, config: Config) -> Plan:
+        complaints = await asyncio.to_thread(machine_complaints, config, os.environ)
+        compared = plan(self._registry.committed.services, config.definitions)
+        # a complaint about all instances of one names what they share
+        concerned = {change.service.partition("@")[0] for change in compared.changes}
+        warnings = [str(c) for c in complaints if (c.service or "").partition("@")[0] in concerned]
+        return msgspec.structs.replace(
+            compared,
+            settings=_settings(self.config, config),
+            later=_later(self.config, config),
+            warnings=tuple(warnings),
+        )
 
     def _exchange(self, config: Config) -> None:
         """The new one is in force, but for what only the next start takes up: that stays as it is."""
@@ -125,18 +143,32 @@ def start_order(config: Config) -> list[str]:
     return [name for name in reversed(order) if name in starting]
 
 
-def _later(old: Config, new: Config) -> list[str]:
+def _settings(old: Config, new: Config) -> tuple[str, ...]:
+    """The settings of the registry itself that differ, and change at once."""
+    found = [
+        f"access.{role}"
+        for role in AccessSettings.__struct_fields__
+        if getattr(old.access, role) != getattr(new.access, role)
+    ]
+    if old.hooks != new.hooks:
+        found.append("hook")
+    if old.registry.on_sigterm != new.registry.on_sigterm:
+        found.append("registry.on_sigterm")
+    return tuple(found)
+
+
+def _later(old: Config, new: Config) -> tuple[str, ...]:
     """The settings that differ and that only the next start of the registry takes up."""
     sections = {
         "registry": (old.registry, new.registry, _FIXED),
         "journal": (old.journal, new.journal, JournalSettings.__struct_fields__),
     }
-    return [
+    return tuple(
         f"{section}.{name}"
         for section, (before, after, names) in sections.items()
         for name in names
         if getattr(before, name) != getattr(after, name)
-    ]
+    )
 
 
 def _sentence(config: Config, changes: Plan) -> str:
@@ -146,6 +178,8 @@ def _sentence(config: Config, changes: Plan) -> str:
         names = [change.service for change in changes.changes if change.change == kind]
         if names:
             told.append(f"{len(names)} {word} ({', '.join(names[:8])}{', ...' * (len(names) > 8)})")
+    if changes.settings:
+        told.append(f"{', '.join(changes.settings)} changed")
     if changes.later:
         told.append(f"{', '.join(changes.later)} only at the next start")
-    return f"Applied {config.file}: {'; '.join(told) or 'no service is changed'}"
+    return f"Applied {config.file}: {'; '.join(told) or 'nothing is changed'}"

@@ -27,7 +27,7 @@ from registry.apply import Configuration
 from registry.config import AccessSettings, Config, ConfigError, OnSigterm, load, with_digests
 from registry.core import events as ev
 from registry.core import inputs as inp
-from registry.core.lifecycle import State
+from registry.core.lifecycle import Reason, State
 from registry.core.service import Service
 from registry.host.capabilities import Capabilities, become_subreaper, detect
 from registry.host.clock import Clock
@@ -255,6 +255,7 @@ class Daemon:
     def _gone_essential(self) -> Service | None:
         for service in self._registry.committed.services.values():
             down = service.state in (State.STOPPED, State.FAILED)
+            down &= service.reason is not Reason.WAITING
             if service.definition.essential and service.wanted and down:
                 return service
         return None
@@ -443,7 +444,7 @@ class Daemon:
         for record in self._registry.recent_since(self._told) or ():
             self._endings.committed(record)
             self._hooks.committed(record)
-            line = narrate(record)
+            line = narrate(record, self._registry.committed.services)
             if line is not None:
                 fields = {"seq": record.seq, "service": record.service, "type": record.type}
                 _log.log(_LEVELS[line[0]], "%s", line[1], extra={"fields": fields})

@@ -281,7 +281,7 @@ class Registry:
             return
         latest = {record.service: record.seq for record in records if record.service is not None}
         for name, seq in latest.items():
-            for neighbour in self.graph.neighbours(name):
+            for neighbour in self.graph.neighbours(name, self._live.services):
                 self._put(_Item([(neighbour, inp.Reconsider(cause=seq))]))
 
     def reconsider_all(self) -> None:

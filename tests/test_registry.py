@@ -529,3 +529,38 @@ async def test_an_end_while_what_is_held_is_being_written_loses_nothing(monkeypa
         asyncio.get_running_loop().call_soon(journal.goes_on.set)
     await records.commit([numbered(3)])
     assert journal.seqs == [1, 2, 3]
+
+
+async def test_at_the_bound_it_is_still_known_who_was_restarted_after_whom(made, monkeypatch):
+    registry, journal, _host = made
+    services = registry.committed.services
+    follows = Definition(name="app", cmd=("x",), depends_on=(Dependency("db", restart=True),))
+    app = ("app", inp.Define(definition=follows, digest="digest-app"))
+    await registry.command([app, declared("db")])
+    await registry.command([("app", inp.Start(actor=ROOT))])
+    await reaches(registry, "app", State.RUNNING)
+
+    async def restart_db():
+        registry.observe("db", inp.ProcessExited(run=services["db"].run, signal=9))
+        await reaches(registry, "app", State.STOPPING)
+        registry.observe("app", inp.ProcessExited(run=services["app"].run, signal=15))
+        await idle(registry)
+
+    monkeypatch.setattr(held, "HELD_MAX", 100)
+    journal.broken = True
+    for _ in range(15):
+        await crash(registry)
+    await restart_db()
+    for _ in range(15):
+        await crash(registry)
+    journal.broken = False
+    await written(registry)
+    assert "resynced" in [record.type for record in journal.records]
+    assert services["app"].state is State.RUNNING
+    registry.observe("app", inp.ProcessExited(run=services["app"].run, exit_code=0))
+    registry.declare([("app", inp.Reconsider())])
+    await idle(registry)
+    assert (services["app"].state, services["app"].run) == (State.RUNNING, 3)
+    await registry.command([("db", inp.Restart(actor=ROOT))])
+    registry.observe("db", inp.ProcessExited(run=services["db"].run, exit_code=0))
+    await reaches(registry, "app", State.STOPPING)

@@ -294,7 +294,7 @@ ACTIONS: dict[str, Action] = {
             NoParams,
             Role.OBSERVE,
             "What `apply` would change, and which services it would start anew.",
-            '{"changes":[{"service","change","keys","restart_keys","restarts"}],"later":[setting]}',
+            '{"changes":[{"service","change","keys","restart_keys","restarts"}],"settings","later","warnings"}',
             (ErrorCode.INVALID_CONFIG,),
         ),
         Action(
@@ -302,7 +302,7 @@ ACTIONS: dict[str, Action] = {
             ApplyParams,
             Role.ADMIN,
             "Take up the configuration files as they are now: all of it, or, where anything is wrong, nothing.",
-            "the plan that was carried out, once durable",
+            "the plan that was carried out, once durable; with wait also services, the final service records",
             (
                 ErrorCode.INVALID_CONFIG,
                 ErrorCode.TIMED_OUT,

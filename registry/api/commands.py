@@ -24,7 +24,7 @@ from registry.api.protocol import Handler
 from registry.core import inputs as inp
 from registry.core.dependencies import is_settled
 from registry.core.events import Actor, RequestDone
-from registry.core.lifecycle import State
+from registry.core.lifecycle import Reason, State
 from registry.core.service import UP, Service
 from registry.questions.records import ServiceRecord, service_record
 from registry.registry import Accepted, NotCommitted, Registry, ShuttingDown, Unavailable
@@ -68,14 +68,15 @@ class Commands:
         return [{**item, "dependents": running[item["name"]]} for item in answer]
 
     def _with_dependents(self, names: list[str]) -> list[str]:
-        """And whoever depends on them and has something under way, each before what it depends on."""
+        """And whoever depends on them and is wanted up, each before what it depends on."""
         services = self._registry.committed.services
-        resting = (State.STOPPED, State.FAILED)
-        return [
-            name
-            for name in self._registry.graph.stop_order(names)
-            if name in names or (name in services and services[name].state not in resting)
-        ]
+
+        def is_meant(name: str) -> bool:
+            service = services.get(name)
+            return service is not None and service.wanted and service.reason is not Reason.COMPLETED
+
+        order = self._registry.graph.stop_order(names)
+        return [name for name in order if name in names or is_meant(name)]
 
     def _dependents(self, name: str, stopped: set[str]) -> list[str]:
         """Those that run on, and depend on one that is stopped. Who follows it is stopped with it."""
@@ -164,7 +165,13 @@ class Commands:
         refusal: Callable[[Service], ApiError | None] = lambda _service: None,
     ) -> list[Accepted]:
         """Ask each service. One refused where only one was asked is that error; of several, each is told."""
-        outcomes = await asyncio.gather(*(self._ask(name, given, refusal) for name in names))
+        # asked in the order in which they start: what one needs is under way before it is asked
+        order = reversed(self._registry.graph.stop_order(reversed(names)))
+        asked = {
+            name: asyncio.ensure_future(self._ask(name, given, refusal))
+            for name in (names if isinstance(given, inp.Stop) else [n for n in order if n in names])
+        }
+        outcomes = await asyncio.gather(*(asked[name] for name in names))
         if any(isinstance(outcome, ApiError) for outcome in outcomes):
             raise _partial(names, outcomes)
         return [outcome for outcome in outcomes if isinstance(outcome, Accepted)]

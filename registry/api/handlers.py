@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,6 +65,7 @@ EVENTS_LOOKED_AT = 200
 """A service's latest events, among which its last words are looked for."""
 PAGE = 1000
 LINES, LINES_MAX = 50, 100_000
+_NAMED_MAX = 8
 _encode = msgspec.json.Encoder().encode
 
 
@@ -160,7 +161,6 @@ class Handlers:
         answer = {
             **msgspec.to_builtins(self._record(service)),
             "attempt": service.attempt,
-            "message": service.message,
             **self._describe(service),
             "definition": msgspec.to_builtins(service.definition),
             "checks": self._checks(service),
@@ -206,45 +206,76 @@ class Handlers:
     async def _events(
         self, params: EventsParams, _peer: Peer
     ) -> list[EventRecord] | AsyncIterator[list[EventRecord]]:
-        name = params.service
-        undeclared = name is not None and name not in self._registry.committed.services
-        if undeclared and not await self._journal.read(service=name, limit=1):
-            raise unknown(str(name), self._registry.committed)
+        names = await self._whose(params.service)
         if params.follow:
-            return self._follow(params)
+            return self._follow(params, names)
         limit = min(max(params.limit, 0), PAGE)
-        records = await self._journal.read(
-            since=params.since, service=params.service, type=params.type, limit=limit
-        )
-        return [event_record(record) for record in records]
+        return [event_record(record) for record in await self._read(params, names, limit)]
 
-    async def _follow(self, params: EventsParams) -> AsyncIterator[list[EventRecord]]:
+    async def _whose(self, word: str | None) -> set[str] | None:
+        """The services whose events are asked for, None for all; one that is gone may be named, too."""
+        if word in (None, ALL):
+            return None
+        names = self._names(word)
+        unheard = names == [word] and word not in self._registry.committed.services
+        if unheard and not await self._journal.read(service=word, limit=1):
+            raise unknown(word, self._registry.committed)
+        return set(names)
+
+    async def _read(self, params: EventsParams, names: set[str] | None, limit: int) -> list[Record]:
+        """A page of the journal. That of several services is made of theirs, each no longer than it."""
+        read = partial(self._journal.read, since=params.since, type=params.type, limit=limit)
+        if names is None:
+            return await read()
+        last = (
+            self._registry.committed.seq
+        )  # of what is committed meanwhile a part might be missing
+        count = min(limit, -params.since) if params.since < 0 else limit
+        found: list[Record] = []
+        for name in names:
+            theirs = [record for record in await read(service=name) if record.seq <= last]
+            found = sorted([*found, *theirs], key=lambda record: record.seq)
+            found = found[-count:] if params.since < 0 else found[:count]
+        return found
+
+    async def _follow(
+        self, params: EventsParams, names: set[str] | None
+    ) -> AsyncIterator[list[EventRecord]]:
         """Pages without an end; the first one at once, even when it is empty."""
         seq, page = params.since, []
         if seq < 0:
             seq = self._registry.committed.seq
-            newest = await self._journal.read(
-                since=params.since, service=params.service, type=params.type
-            )
+            newest = await self._read(params, names, PAGE)
             page = [event_record(record) for record in newest if record.seq <= seq]
         else:
-            seq, page = await self._page_after(seq, params)
+            seq, page = await self._page_after(seq, params, names)
         yield page
         while True:
             if seq >= self._registry.committed.seq:
                 await self._registry.next_commit()
-            seq, page = await self._page_after(seq, params)
+            names = self._and_new_ones(params.service, names)
+            seq, page = await self._page_after(seq, params, names)
             if page:
                 yield page
 
-    async def _page_after(self, seq: int, params: EventsParams) -> tuple[int, list[EventRecord]]:
+    def _and_new_ones(self, word: str | None, names: set[str] | None) -> set[str] | None:
+        """An instance, or one with the tag, may have been declared since."""
+        if word is None or names is None:
+            return None
+        with suppress(ApiError):  # none fits any more
+            names = names.union(self._names(word))
+        return names
+
+    async def _page_after(
+        self, seq: int, params: EventsParams, names: set[str] | None
+    ) -> tuple[int, list[EventRecord]]:
         records = self._registry.recent_since(seq)
         if records is None:
             records = await self._journal.read(since=seq)
         page = [
             event_record(record)
             for record in records[:PAGE]
-            if params.service in (None, record.service) and params.type in (None, record.type)
+            if (names is None or record.service in names) and params.type in (None, record.type)
         ]
         return (records[:PAGE][-1].seq if records else seq), page
 
@@ -307,7 +338,7 @@ class Handlers:
     # --- configuration ----------------------------------------------------------------------------
 
     async def _show(self, params: ShowParams, _peer: Peer) -> dict[str, Any]:
-        service = self._service(params.service)
+        service = self._one(params.service)
         if params.run is None:
             return _shown(service, None, service.digest, service.definition)
         run = _run_number(service, params.run, ErrorCode.NO_RUN)
@@ -343,29 +374,39 @@ class Handlers:
     async def _plan(self, _params: NoParams, _peer: Peer) -> Plan:
         return await self._administration.plan()
 
-    async def _apply(self, params: ApplyParams, peer: Peer) -> Plan:
+    async def _apply(self, params: ApplyParams, peer: Peer) -> Plan | dict[str, Any]:
         applied = await self._administration.apply(actor_of(peer))
-        if params.wait:
-            await self._until_in_force(applied, params.timeout)
-        return applied
+        if not params.wait:
+            return applied
+        records = await self._in_force(applied, params.timeout)
+        return {**msgspec.to_builtins(applied), "services": records}
 
-    async def _until_in_force(self, applied: Plan, timeout_s: float) -> None:
-        """Wait until what was changed is settled, and what was removed is gone."""
+    async def _in_force(self, applied: Plan, timeout_s: float) -> list[ServiceRecord]:
+        """The services that were changed, once they are settled, and what was removed is gone."""
         services = self._registry.committed.services
         removed = {change.service for change in applied.changes if change.change == "remove"}
-        changed = {change.service for change in applied.changes} - removed
+        changed = [each.service for each in applied.changes if each.service not in removed]
+
+        def present() -> list[Service]:
+            return [services[name] for name in changed if name in services]
 
         def is_in_force() -> bool:
-            present = [services[name] for name in changed if name in services]
-            are_settled = all(is_settled(service, services) for service in present)
+            are_settled = all(is_settled(service, services) for service in present())
             return are_settled and not removed & services.keys()
+
+        def records(found: Iterable[Service]) -> list[ServiceRecord]:
+            return [self._record(service) for service in found]
 
         try:
             async with asyncio.timeout(timeout_s):
                 await self._registry.until(is_in_force)
         except TimeoutError:
-            message = f"applied, and not settled within {timeout_s:g} s"
-            raise ApiError(ErrorCode.TIMED_OUT, message, msgspec.to_builtins(applied)) from None
+            slow = records(s for s in present() if not is_settled(s, services))
+            names = ", ".join(record.name for record in slow) or "what was removed is still there"
+            message = f"applied, and not settled within {timeout_s:g} s: {names}"
+            data = {"plan": msgspec.to_builtins(applied), "services": slow}
+            raise ApiError(ErrorCode.TIMED_OUT, message, data) from None
+        return records(present())
 
     async def _check_now(self, params: SelectionParams, _peer: Peer) -> list[dict[str, Any]]:
         services = [self._service(name) for name in self._names(params.service)]
@@ -428,6 +469,17 @@ class Handlers:
 
     def _names(self, given: str | list[str]) -> list[str]:
         return select(given, self._registry.committed)
+
+    def _one(self, word: str) -> Service:
+        """The service that a word means. Raises ApiError where it means several."""
+        first, *others = self._names(word)
+        if others:
+            shown = [first, *others][:_NAMED_MAX]
+            more = len(others) + 1 - len(shown)
+            last = f"{more} more" if more else shown.pop()
+            message = f"{word[:64]} is {', '.join(shown)} and {last}; name one"
+            raise ApiError(ErrorCode.INVALID_PARAMS, f"service: {message}")
+        return self._service(first)
 
     def _service(self, name: str) -> Service:
         return find(name, self._registry.committed)

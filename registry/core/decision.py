@@ -14,7 +14,7 @@ from registry.core import inputs as inp
 from registry.core import notices, restarts
 from registry.core.changes import keys_for_a_new_run
 from registry.core.definition import OnFailure, Ready
-from registry.core.lifecycle import FOR_A_PERSON, Reason, State
+from registry.core.lifecycle import FOR_A_PERSON, PASSING, Reason, State
 from registry.core.place import Decision, Place
 from registry.core.service import UP, CheckState, Service, end_reason, start_due_ns
 
@@ -115,6 +115,8 @@ class _StopAsked(msgspec.Struct, frozen=True):
 
 def _stop(decision: Decision, reason: Reason, cause: int | None) -> None:
     held = decision.place.around.held and decision.service.pid is not None
+    if reason is Reason.REQUESTED and decision.service.reason is Reason.COMPLETED:
+        reason = Reason.COMPLETED  # it is down because it has done what it was to do
     asked = _StopAsked(reason, held)
     decision.move("stop", ev.StopRequested, reason, given=asked, cause=cause)
 
@@ -394,7 +396,7 @@ def _after_end(decision: Decision) -> None:
 def _may_restart(service: Service) -> bool:
     if service.reason in FOR_A_PERSON:
         return False
-    if service.reason is Reason.NO_RESOURCES:  # nothing ran, so no policy has anything to say of it
+    if service.reason in PASSING:  # nothing ran, so no policy has anything to say of it
         return True
     clean = service.state is State.STOPPED
     if clean and service.definition.oneshot:
@@ -417,8 +419,8 @@ def _restart(decision: Decision) -> None:
     attempt = 1 if restarts.is_forgiven(service.ran_ns) else service.attempt + 1
     chance = restarts.chance(decision.place.journal_id, service.name, service.run)
     delay_s = restarts.delay_s(restart, attempt, chance)
-    if service.reason is Reason.NO_RESOURCES:  # at once would be the same answer
-        delay_s = max(delay_s, restarts.NO_RESOURCES_DELAY_S)
+    if service.reason in PASSING:  # at once would be the same answer
+        delay_s = max(delay_s, restarts.REFUSED_DELAY_S)
     _schedule(decision, attempt, delay_s)
 
 

@@ -7,7 +7,7 @@ its dependency's restarts and stops. All three look at states alone, so they can
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -59,11 +59,14 @@ class Graph:
         """Those that depend on it directly."""
         return self._dependents.get(name, {}).keys()
 
-    def neighbours(self, name: str) -> Iterator[str]:
-        """Those that depend on it, and those that it depends on."""
-        yield from self.dependents(name)
-        for dependency in self._needs.get(name, ()):
-            yield dependency.service
+    def dependencies(self, name: str) -> Iterator[str]:
+        """Those that it depends on directly."""
+        return (dependency.service for dependency in self._needs.get(name, ()))
+
+    def neighbours(self, name: str, services: Services) -> Iterator[str]:
+        """Those that depend on it, and those that it depends on, directly or through oneshots at rest."""
+        yield from _reached(name, self.dependents, services)
+        yield from _reached(name, self.dependencies, services)
 
     def stop_order(self, names: Iterable[str]) -> list[str]:
         """`names` and whoever depends on them, directly or not; each before what it depends on."""
@@ -79,12 +82,36 @@ class Graph:
         return list(order)
 
 
+def _reached(
+    name: str, next_to: Callable[[str], Iterable[str]], services: Services
+) -> Iterator[str]:
+    """Whom one gets to from a service, a oneshot at rest being no end: it passes on what it needed."""
+    seen = {name}
+    waiting = list(next_to(name))[::-1]
+    while waiting:
+        each = waiting.pop()
+        if each in seen:
+            continue
+        seen.add(each)
+        yield each
+        if (service := services.get(each)) is not None and _is_done(service):
+            waiting += list(next_to(each))[::-1]
+
+
+def _is_done(service: Service) -> bool:
+    """A oneshot at rest."""
+    return service.definition.oneshot and service.state not in HAS_RUN
+
+
 def is_met(dependency: Dependency, services: Services) -> bool:
     """Whether the service that is depended on is as `dependency` asks."""
     target = services.get(dependency.service)
     if target is None:
         return False
-    has_completed = target.completed and target.state not in HAS_RUN
+    is_to_run = (
+        target.wanted and target.reason is Reason.WAITING
+    )  # again: what it did before does not count
+    has_completed = target.completed and target.state not in HAS_RUN and not is_to_run
     if dependency.condition is Condition.COMPLETED or target.definition.oneshot:
         return has_completed
     if not target.wanted:
@@ -104,8 +131,21 @@ def _is_healthy(service: Service) -> bool:
 
 
 def unmet(service: Service, services: Services) -> list[Dependency]:
-    """The dependencies that are not as they are needed, in the order of the definition."""
-    return [each for each in service.definition.depends_on if not is_met(each, services)]
+    """The dependencies that are not as they are needed, in the order of the definition.
+
+    A oneshot that has completed passes on what it depends on: who needs a migration needs its database, too.
+    """
+    missing: list[Dependency] = []
+    seen: set[str] = set()
+    waiting = list(service.definition.depends_on)[::-1]
+    while waiting:
+        each = waiting.pop()
+        if not is_met(each, services):
+            missing.append(each)
+        elif (target := services[each.service]).definition.oneshot and target.name not in seen:
+            seen.add(target.name)
+            waiting += target.definition.depends_on[::-1]
+    return missing
 
 
 def around(service: Service, services: Services, graph: Graph) -> Around:
@@ -113,9 +153,10 @@ def around(service: Service, services: Services, graph: Graph) -> Around:
     dependents = graph.dependents(service.name)
     if not dependents and not service.definition.depends_on:
         return ALONE
+    held_by = _reached(service.name, graph.dependents, services)
     return Around(
         waits=bool(unmet(service, services)),
-        held=any(is_ending(services[name]) for name in dependents if name in services),
+        held=any(is_ending(services[name]) for name in held_by if name in services),
         follows=any(_has_moved_on(each, service, services) for each in _followed(service)),
     )
 
@@ -178,10 +219,25 @@ def is_settled(service: Service, services: Services) -> bool:
             missing = unmet(each, services)
             if not missing:
                 return False
+            if any(_is_awaited(need, services) for need in missing):
+                return False
             asked += [services[need.service] for need in missing if need.service in services]
         elif not _rests(each):
             return False
     return True
+
+
+def _is_awaited(need: Dependency, services: Services) -> bool:
+    """Whether it runs, and a check of it that is needed has not spoken yet."""
+    target = services.get(need.service)
+    if (
+        target is None
+        or need.condition is not Condition.HEALTHY
+        or target.state is not State.RUNNING
+    ):
+        return False
+    states = [target.checks.get(check.name) for check in target.definition.checks]
+    return any(state is None or state.healthy is None for state in states)
 
 
 def _rests(service: Service) -> bool:

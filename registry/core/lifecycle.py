@@ -65,6 +65,8 @@ class Reason(StrEnum):
     ENV_FILE_MISSING = "env_file_missing"
     ENV_FILE_INVALID = "env_file_invalid"
     NOT_PERMITTED = "not_permitted"
+    SOCKET_FOLDER_MISSING = "socket_folder_missing"
+    SOCKET_UNAVAILABLE = "socket_unavailable"  # its address is another's or nobody's: may pass
     NO_RESOURCES = "no_resources"  # descriptors, processes or memory: passes by itself
 
 
@@ -79,9 +81,13 @@ FOR_A_PERSON: frozenset[Reason] = frozenset(
         Reason.ENV_FILE_MISSING,
         Reason.ENV_FILE_INVALID,
         Reason.NOT_PERMITTED,
+        Reason.SOCKET_FOLDER_MISSING,
     }
 )
 """Launch failures that only a person can mend: trying again would be a loop, so nobody does."""
+
+PASSING: frozenset[Reason] = frozenset({Reason.SOCKET_UNAVAILABLE, Reason.NO_RESOURCES})
+"""Launch failures that pass by themselves: nothing ran, and it is tried again whatever the policy."""
 
 
 def _ends_clean(service: Service, given: Any) -> bool:

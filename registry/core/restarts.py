@@ -12,7 +12,7 @@ from registry.core.definition import Policy, Restart
 
 FORGIVEN_AFTER_S = 30.0
 JITTER_MAX = 0.1
-NO_RESOURCES_DELAY_S = 0.5
+REFUSED_DELAY_S = 0.5
 NS = 1_000_000_000
 
 

@@ -38,6 +38,10 @@ _REMEDIES = {
 }
 
 
+class CannotListen(OSError):
+    """A listening socket cannot be had; its `strerror` is a sentence."""
+
+
 class Hold(Protocol):
     """Has the keeper hold a copy of a descriptor, and its address with it. May raise OSError."""
 
@@ -143,14 +147,16 @@ def open_socket(address: str, uid: int | None) -> int:
     """A descriptor that listens at `HOST:PORT` (IPv4), `[HOST]:PORT` (IPv6 only) or `unix:PATH`.
 
     The file of a Unix socket is the user's, `uid`; one that nobody answers at is replaced. A name is looked up
-    while we wait: it must be this machine's own, which its hosts file knows. Raises OSError with a sentence.
+    while we wait: it must be this machine's own, which its hosts file knows. Raises CannotListen.
     """
     path = _unix_path(address)
     try:
         listener = _listen_tcp(address) if path is None else _listen_unix(path, uid)
     except OSError as error:
         why = _REMEDIES.get(error.errno or 0, "{}").format(error.strerror or error)
-        raise OSError(error.errno or errno.EIO, f"cannot listen at {address}: {why}") from error
+        raise CannotListen(
+            error.errno or errno.EIO, f"cannot listen at {address}: {why}"
+        ) from error
     return listener.detach()
 
 

@@ -49,7 +49,8 @@ class Shortage(OSError):
     """This process could not ask: it has no descriptor, process or memory left. No fault of a service."""
 
 
-_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+"""What the system says when there is none left."""
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -85,7 +86,7 @@ async def attempt(check: Check, run_command: RunCommand) -> Attempt:
     except Shortage:
         raise
     except OSError as failure:
-        if failure.errno in _SHORTAGES:
+        if failure.errno in SHORTAGES:
             raise Shortage(failure.errno, failure.strerror) from None
         error = _clause(failure, check.timeout_s)
     except ValueError as failure:
@@ -361,8 +362,9 @@ class _Watch:
         if self._ready or self._ended:
             return
         self._ready = True
+        now_s = self._loop.time()
         for asked in self._asked:
-            asked.due_s = self._loop.time() + asked.check.interval_s * phase
+            asked.take_place(now_s, now_s + asked.check.interval_s * phase)
         if self._waiting is not None:
             _wake(self._waiting)
         self.listen()
@@ -460,14 +462,22 @@ class _Asked:
     due_s: float
     retry_s: float
     steady: bool = False
+    place_s: float = math.nan
+    """One of the times at which it is due while it is steady."""
+
+    def take_place(self, now_s: float, place_s: float) -> None:
+        """From now on due at `place_s` and every interval after it; who has never succeeded, soon as well."""
+        soon_s = place_s if self.steady else min(self.due_s, now_s + FIRST_STEADY_WITHIN_S)
+        self.steady, self.place_s, self.due_s = True, place_s, min(soon_s, place_s)
 
     def set_next(self, now_s: float, steady: bool) -> None:
-        self.steady = self.steady or steady
+        if steady and not self.steady:
+            self.steady, self.place_s = True, self.due_s
         if self.steady:
             # The first of its places that is still to come; the one just set, where it became
             # ready in the middle of the attempt.
             interval_s = self.check.interval_s
-            self.due_s += ((now_s - self.due_s) // interval_s + 1) * interval_s
+            self.due_s = self.place_s + ((now_s - self.place_s) // interval_s + 1) * interval_s
         else:
             self.due_s = now_s + self.retry_s
             self.retry_s = min(self.retry_s * 2, self.check.interval_s)

@@ -6,6 +6,8 @@ Translates and forwards: definitions into launches, trouble into observations.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
@@ -29,8 +31,9 @@ from registry.core.inputs import (
 from registry.core.lifecycle import Reason, State
 from registry.core.service import Request, Service
 from registry.host import adoption, gate, hooks, proc
+from registry.host.activation import CannotListen
 from registry.host.capabilities import Capabilities
-from registry.host.health import Attempt, Prober, RunCommand, Shortage
+from registry.host.health import SHORTAGES, Attempt, Prober, RunCommand, Shortage
 from registry.host.hooks import Hook
 from registry.host.launch import DEFAULT_PATH, Launch, LaunchError, find_program, resolve
 from registry.host.members import Process
@@ -108,9 +111,7 @@ class Machine:
         try:
             return self._surroundings.equip(definition, launch)
         except OSError as error:
-            is_for_a_person = isinstance(error, PermissionError)
-            reason = Reason.NOT_PERMITTED if is_for_a_person else Reason.NO_RESOURCES
-            raise LaunchError(reason, error.strerror or str(error), "sockets") from None
+            raise LaunchError(_why_not(error), error.strerror or str(error), "sockets") from None
 
     def open_gate(self, service: str, run: int) -> bool:
         """Let a run through; True when that happened now."""
@@ -330,8 +331,7 @@ class Machine:
             pidfd=pidfd,
             opened=True,
         )
-        self._runner.adopt(process, service.definition.logs)
-        self._surroundings.begin(service.name, run, process.mark)
+        self._took_up(service, process, stat.pid)
         found = RunFound(run=run, pid=stat.pid, start_time=stat.start_time)
         return [found, GateOpened(run=run)]
 
@@ -355,15 +355,31 @@ class Machine:
         if stat is not None:
             process.start_time = stat.start_time
             process.is_child = stat.parent == os.getpid()
-        self._runner.adopt(process, service.definition.logs)
-        self._surroundings.begin(service.name, process.run, process.mark)
+        self._took_up(service, process, pid)
         found: list[Observation] = [ProcessFound(run=process.run, pid=pid)]
         return [*found, GateOpened(run=process.run)] if process.opened else found
+
+    def _took_up(self, service: Service, process: Process, pid: int) -> None:
+        definition = service.run_definition or service.definition
+        self._runner.adopt(process, service.definition.logs)
+        self._surroundings.begin(service.name, process.run, process.mark)
+        with contextlib.suppress(FileNotFoundError):  # it is just ending
+            self._surroundings.listen(definition, os.stat(f"/proc/{pid}").st_uid)
 
     def _end_of(self, process: Process, pid: int) -> Observation:
         code = adoption.exit_of_stranger(pid, process.start_time, process.pidfd, self._capabilities)
         empty = self._runner.adopt_leftovers(process)
         return ended(process, code, group_empty=empty)
+
+
+def _why_not(error: OSError) -> Reason:
+    """What kind of trouble kept a run from what it is to be given."""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return Reason.NOT_PERMITTED
+    if not isinstance(error, CannotListen) or error.errno in SHORTAGES:
+        return Reason.NO_RESOURCES
+    is_folder_missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
+    return Reason.SOCKET_FOLDER_MISSING if is_folder_missing else Reason.SOCKET_UNAVAILABLE
 
 
 def _stat_of(process: Process, pid: int) -> proc.Stat | None:

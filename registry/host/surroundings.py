@@ -6,6 +6,7 @@ sockets becomes observations; what changes nothing durable (beats, the words of 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +26,9 @@ from registry.host.process import Runner
 NOTIFY_FOLDER = "notify"
 _LISTENING = activation.kept_as("")
 _NOT_WELL = "the service itself said that it is not well"
+
+
+_log = logging.getLogger(__name__)
 
 
 class Holder(Protocol):
@@ -149,6 +153,15 @@ class Surroundings:
     def said(self, service: str) -> Said | None:
         """What its present or latest run last said about itself."""
         return self._said.get(service)
+
+    def listen(self, definition: Definition, uid: int) -> None:
+        """A run of it lives: where nobody kept its notification socket, it has another at the same path."""
+        if not definition.is_notified:
+            return
+        try:
+            self._notices.open(definition.name, uid)
+        except OSError as error:
+            _log.warning("%s", error.strerror or error)
 
     def rest(self, service: str) -> None:
         """Nothing of it runs, or is to: what is for its runs is given up."""

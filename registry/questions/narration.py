@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 
 from registry.core import events as ev
+from registry.core.definition import Ready
 from registry.core.lifecycle import Reason, State
+from registry.core.service import Service
+from registry.questions.waiting import waiting_for
 
 INFO, WARN, ERROR = "INFO", "WARN", "ERROR"
 Line = tuple[str, str]
 
-_WAITS = "waits for what it depends on"
 _WHY_RESTARTED = {
     Reason.DEPENDENCY: ": it follows what it depends on",
     Reason.REDEFINED: ": it is declared differently",
 }
 
 
-def narrate(record: ev.Record) -> Line | None:
-    """The log line of a committed event, or None."""
+def narrate(record: ev.Record, services: Mapping[str, Service]) -> Line | None:
+    """The log line of a committed event, or None. `services` are those that it left, or as they are since."""
     name, event = record.service, record.event
     match event:
         case ev.JournalCopied():
@@ -39,7 +42,8 @@ def narrate(record: ev.Record) -> Line | None:
                 f"{name} unhealthy, {what} ({event.check}: {event.error}, {event.failures} in a row)",
             )
         case ev.StartTimedOut():
-            return WARN, f"{name} not ready within {event.timeout_s:g} s, stopping it"
+            missed = _missed(services.get(name or ""))
+            return WARN, f"{name} not ready within {event.timeout_s:g} s{missed}, stopping it"
         case ev.StopAnnounced():
             return INFO, f"{name} says that it stops"
         case ev.StopTimedOut():
@@ -54,7 +58,7 @@ def narrate(record: ev.Record) -> Line | None:
         case ev.StartRequested() | ev.RestartRequested() | ev.RestartDue() if (
             event.reason is Reason.WAITING
         ):
-            return INFO, f"{name} {_WAITS}"
+            return INFO, f"{name} {_waits(name, services)}"
         case ev.StopRequested() if event.dest in (State.STARTING, State.RUNNING):
             return INFO, f"{name} stops once those that depend on it have stopped"
         case ev.DependentsGone():
@@ -66,7 +70,7 @@ def narrate(record: ev.Record) -> Line | None:
         case ev.Exited() | ev.Lost():
             return _ended(name, event)
         case ev.GroupEmptied():
-            return _emptied(name, event)
+            return _emptied(name, event, services)
         case ev.RestartScheduled() if event.reason is Reason.CRASH_LOOPING:
             return (
                 WARN,
@@ -105,9 +109,25 @@ def exit_words(event: ev.Exited) -> str:
         return f"killed by signal {event.signal}"
 
 
-def _emptied(name: str | None, event: ev.GroupEmptied) -> Line | None:
+def _missed(service: Service | None) -> str:
+    """What did not come, where a run has to say itself that it is ready."""
+    if service is None:
+        return ""
+    begun = service.run_definition or service.definition
+    return ": no READY=1 came to NOTIFY_SOCKET" if begun.ready is Ready.NOTIFY else ""
+
+
+def _waits(name: str | None, services: Mapping[str, Service]) -> str:
+    service = services.get(name or "")
+    what = waiting_for(service, services) if service is not None else None
+    return f"waits for {what or 'what it depends on'}"
+
+
+def _emptied(
+    name: str | None, event: ev.GroupEmptied, services: Mapping[str, Service]
+) -> Line | None:
     killed = f" ({event.killed} of its processes needed SIGKILL)" if event.killed else ""
     if event.dest is State.STOPPED:
-        waits = f": it {_WAITS}" if event.reason is Reason.WAITING else ""
+        waits = f": it {_waits(name, services)}" if event.reason is Reason.WAITING else ""
         return INFO, f"Stopped {name}{killed}{waits}"
     return (WARN, f"{name}: the rest of its group is gone{killed}") if killed else None

@@ -30,16 +30,17 @@ class Change(msgspec.Struct, frozen=True):
 class Plan(msgspec.Struct, frozen=True):
     """All that an apply would do, in the order of the file; what was removed comes last.
 
-    `later` are settings of the registry itself that only its next start can take up.
+    `settings` are those of the registry itself that change at once, `later` those that only its next start can
+    take up. `warnings` are what stands in the way of services that are added or changed.
     """
 
     changes: tuple[Change, ...] = ()
+    settings: tuple[str, ...] = ()
     later: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
-def plan(
-    services: Mapping[str, Service], definitions: Iterable[Definition], later: Iterable[str] = ()
-) -> Plan:
+def plan(services: Mapping[str, Service], definitions: Iterable[Definition]) -> Plan:
     """Compare what is declared with what would be."""
     wanted = {definition.name: definition for definition in definitions}
     changes = {name: _change(services.get(name), new) for name, new in wanted.items()}
@@ -54,7 +55,7 @@ def plan(
         known = changes[name] or Change(name, "change")
         changes[name] = msgspec.structs.replace(known, restarts=f"follows {leader}")
     found = [change for change in changes.values() if change is not None]
-    return Plan((*found, *removed), tuple(later))
+    return Plan((*found, *removed))
 
 
 def _change(service: Service | None, new: Definition) -> Change | None:

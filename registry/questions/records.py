@@ -32,6 +32,7 @@ class ServiceRecord(msgspec.Struct, frozen=True):
     restarts: int
     waiting_for: str | None
     next_restart_at: str | None
+    message: str | None
 
 
 class EventRecord(msgspec.Struct, frozen=True):
@@ -94,6 +95,7 @@ def service_record(service: Service, services: Mapping[str, Service]) -> Service
         restarts=service.restarts,
         waiting_for=waiting_for(service, services),
         next_restart_at=rfc3339(at_ns) if at_ns is not None else None,
+        message=service.message,
     )
 
 

@@ -238,7 +238,12 @@ def test_that_nothing_changes_is_said(fake, circlectl, command, said) -> None:
 
 @pytest.mark.parametrize(
     ("plan", "status"),
-    [(NOTHING, 0), (PLAN, 2), (NOTHING | {"later": ["journal.path"]}, 2)],
+    [
+        (NOTHING, 0),
+        (PLAN, 2),
+        (NOTHING | {"later": ["journal.path"]}, 2),
+        (NOTHING | {"settings": ["hook"]}, 2),
+    ],
 )
 def test_the_detailed_exit_status_tells_whether_something_would_change(
     fake, circlectl, plan, status
@@ -247,6 +252,68 @@ def test_the_detailed_exit_status_tells_whether_something_would_change(
     assert circlectl("plan").status == 0
     assert circlectl("plan", "--detailed-exitcode").status == status
     assert circlectl("plan", "--detailed-exitcode", "--json").status == status
+
+
+@pytest.mark.parametrize("command", ["plan", "apply"])
+def test_settings_that_are_in_force_at_once_are_lines_too(fake, circlectl, command) -> None:
+    settings = ["access.operate", "hook", "registry.on_sigterm"]
+    fake.answers[command] = [NOTHING | {"settings": settings}]
+    assert circlectl(command).out.splitlines() == [
+        "~ [access] operate: in place",
+        "~ [[hook]]: in place",
+        "~ [registry] on_sigterm: in place",
+    ]
+
+
+@pytest.mark.parametrize("command", ["plan", "apply"])
+def test_what_the_machine_lacks_is_a_warning(fake, circlectl, command) -> None:
+    answer = PLAN | {"warnings": ["web  user: this machine has no user 'zork\033'"]}
+    fake.answers[command] = [answer]
+    assert circlectl(command) == (0, SAID, "! web  user: this machine has no user 'zork\\x1b'\n")
+    ended = circlectl(command, "--json")
+    assert (json.loads(ended.out), ended.err) == (answer, "")
+
+
+def test_an_apply_with_wait_tells_how_each_service_is_then(fake, circlectl, record) -> None:
+    services = [
+        record("cache", since="2036-01-02T03:04:05Z"),
+        record("web"),
+        record("job", status="Stopped", reason="completed", pid=None),
+        record("rare", status="Stopped", reason="defined", wanted="down", pid=None, since=None),
+    ]
+    failed = record("db", status="Failed", reason="program_missing", pid=None)
+    plan = {"changes": [change("cache", "add")], "later": []}
+    fake.answers["apply"] = [
+        plan | {"services": services},
+        plan | {"services": [*services, failed]},
+        plan | {"services": [failed]},
+    ]
+    ended = circlectl("apply", "--wait")
+    first, cache, *rest = ended.out.splitlines()
+    assert (ended.status, first) == (0, "+ cache")
+    assert cache.startswith("cache: Running, PID 4711, after ")
+    assert rest == [
+        "web: already Running, PID 4711",
+        "job: already Stopped, completed",
+        "rare: already Stopped, never asked to run",
+    ]
+    ended = circlectl("apply", "--wait")
+    assert ended.status == 1
+    assert ended.out.endswith("db: Failed, program missing\n")
+    assert circlectl("apply", "--wait", "--json").status == 1
+
+
+def test_an_apply_that_does_not_settle_tells_what_was_done_and_who_is_late(
+    fake, circlectl, record, refusal
+) -> None:
+    late = record("db", status="Restarting", reason="crash_looping", pid=None)
+    data = {"plan": PLAN | {"warnings": ["odd"]}, "services": [record(), late]}
+    message = "applied, and not settled within 5 s"
+    fake.answers["apply"] = [refusal("timed_out", message, data)]
+    ended = circlectl("apply", "--timeout", "5s")
+    assert ended == (1, f"{SAID}db: Restarting, crash-looping\n", f"! odd\ncirclectl: {message}\n")
+    shown = json.loads(circlectl("apply", "--wait", "--json").err)["error"]
+    assert (shown["code"], shown["data"]) == ("timed_out", data)
 
 
 @pytest.mark.parametrize("command", ["plan", "apply"])

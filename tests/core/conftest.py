@@ -244,7 +244,7 @@ class System:
         if any(isinstance(record.event, ev.Redefined | ev.Removed) for record in new):
             self.waiting += self.services
         for name in dict.fromkeys(record.service for record in new):
-            self.waiting += self.graph.neighbours(name or "")
+            self.waiting += self.graph.neighbours(name or "", self.services)
 
     def _step(self, name: str, given: inp.Input, first: int) -> None:
         if name not in self.services:

@@ -279,7 +279,7 @@ def test_ready_is_when_it_runs_and_healthy_when_every_check_is(system):
     s.give("db", inp.Probed(run=1, check="other", ok=True, count=1))
     assert s.where("app") == WAITS
     assert waiting_for(s["app"], s.services) == "db to be healthy"
-    assert s.is_settled("app"), "db runs: whether it gets healthy nobody can know"
+    assert not s.is_settled("app"), "a check of db has not said yet how it is"
     s.give("db", inp.Probed(run=1, check="other", ok=True, count=2))
     assert s["app"].state is State.STARTING
 
@@ -314,6 +314,49 @@ def test_a_oneshot_that_is_depended_on_is_needed_completed_whatever_is_asked(sys
     assert [s.where(name) for name in ("web", "app")] == [WAITS, WAITS]
     s.settle()
     assert s.running() == {"web", "app"}
+
+
+def of_a_migration(system):
+    """`app` needs what `migrate` made in `db`, and all of it is up."""
+    s = system(db="", migrate=("db", ONESHOT), app="migrate")
+    s.start("app")
+    s.settle()
+    assert s.running() == {"db", "app"}
+    assert s.where("migrate") == (State.STOPPED, Reason.COMPLETED)
+    return s
+
+
+def test_what_a_oneshot_needed_stops_after_those_that_needed_the_oneshot(system):
+    s = of_a_migration(system)
+    s.stop("app", "db")
+    assert s["app"].state is State.STOPPING
+    assert s["db"].state is State.RUNNING
+    s.settle()
+    assert s.running() == set()
+
+
+def test_who_needs_a_oneshot_that_has_completed_is_started_with_what_that_one_needed(system):
+    s = of_a_migration(system)
+    s.stop("app", "db")
+    s.settle()
+    s.start("app")
+    assert s.where("app") == WAITS
+    assert waiting_for(s["app"], s.services) == "db to be ready"
+    s.settle()
+    assert s.running() == {"db", "app"}
+    assert s["migrate"].run == 1
+
+
+def test_a_oneshot_that_is_to_run_again_has_not_completed(system):
+    s = of_a_migration(system)
+    s.stop("app", "migrate", "db")
+    s.settle()
+    assert s.where("migrate") == (State.STOPPED, Reason.COMPLETED), "it is down because it is done"
+    s.start("migrate", "app")
+    s.settle()
+    assert (s["migrate"].run, s["app"].run) == (2, 2)
+    spawned = [(r.service, r.run) for r in s.records if r.type == "spawned"]
+    assert spawned[-3:] == [("db", 2), ("migrate", 2), ("app", 2)]
 
 
 def test_a_oneshot_does_not_run_again_because_a_dependent_restarts(system):

@@ -23,7 +23,7 @@ def told(system):
     )
 
     def lines(records):
-        return [line for record in records if (line := narrate(record)) is not None]
+        return [line for record in records if (line := narrate(record, s.services)) is not None]
 
     return s, lines
 
@@ -31,10 +31,28 @@ def told(system):
 def test_waiting_and_its_end_are_told(told):
     s, lines = told
     assert lines(s.start("web")) == [
-        ("INFO", "web waits for what it depends on"),
+        ("INFO", "web waits for db to be ready"),
         ("INFO", "Starting db (PID 1001)"),
     ]
     assert lines(s.obey("db")) == [("INFO", "Starting web (PID 1001)")]
+
+
+def test_where_the_waiting_is_over_by_then_it_is_told_without_saying_for_what(told):
+    s, lines = told
+    started = s.start("web")
+    s.settle()
+    assert lines(started)[0] == ("INFO", "web waits for what it depends on")
+
+
+def test_who_does_not_say_that_it_is_ready_is_told_what_did_not_come(told, define):
+    s, lines = told
+    s.start("db")
+    s.mono_ns += 10**12
+    missed = "db not ready within 90 s: no READY=1 came to NOTIFY_SOCKET, stopping it"
+    assert lines(s.give("db", inp.StartTimerDue(run=1))) == [("WARN", missed)]
+    other = define(name="db", ready=Ready.HEALTH, checks=("beat",))
+    s.define(other)
+    assert lines(s.records[-2:])[0] == ("WARN", missed), "its run was begun to say so"
 
 
 def test_a_held_stop_and_its_end_are_told(told):
@@ -56,7 +74,9 @@ def test_one_that_follows_another_is_told_to(told):
         ("INFO", "Stopping db"),
         ("INFO", "Restarting web: it follows what it depends on"),
     ]
-    assert lines(s.obey("web")) == [("INFO", "Stopped web: it waits for what it depends on")]
+    assert lines(s.obey("web")) == [
+        ("INFO", "Stopped web: it waits for db to be ready (it is stopped)")
+    ]
 
 
 def test_what_a_run_says_and_grows_to_is_told(told):
@@ -100,8 +120,8 @@ def test_a_restart_that_has_to_wait_is_told(system):
     s.settle()
     s.give("db", inp.Stop())
     s.settle()
-    said = [narrate(record) for record in s.crash("web")]
-    assert said[-1] == ("INFO", "web waits for what it depends on")
+    said = [narrate(record, s.services) for record in s.crash("web")]
+    assert said[-1] == ("INFO", "web waits for db to be ready (it is stopped)")
 
 
 def test_the_timeline_says_why_one_waits_follows_or_stops_late(told):

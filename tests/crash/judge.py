@@ -215,7 +215,7 @@ class Judge:
                     continue
                 row = connection.execute(question, (each.seq,)).fetchone()
                 # what is up already, but for what it needs, is answered by the start of that
-                if row is None or row[0] not in (each.service, *NEEDS.get(each.service, ())):
+                if row is None or row[0] not in kin(each.service):
                     raise self.violation(
                         each.service, f"acknowledged, but not in the journal: {each}; found {row}"
                     )

@@ -116,7 +116,10 @@ def adopt(
     machine = Machine(
         runner=host.runner,
         prober=cast(Prober, None),
-        surroundings=cast(Surroundings, SimpleNamespace(begin=lambda *_run, **_also: None)),
+        surroundings=cast(
+            Surroundings,
+            SimpleNamespace(begin=lambda *_run, **_also: None, listen=lambda *_definition: None),
+        ),
         observe=lambda service, given: host.seen.put_nowait((service, given)),
         capabilities=host.capabilities,
         journal_id=host.mark().split("/")[0],

@@ -60,10 +60,6 @@ def test_services_are_told_in_the_order_of_the_file_and_those_that_are_gone_last
     assert told == [("new", "add"), ("web", "change"), ("newer", "add"), ("gone", "remove")]
 
 
-def test_settings_of_the_registry_are_told_as_they_are_given() -> None:
-    assert plan({}, [], ["registry.socket"]).later == ("registry.socket",)
-
-
 def test_what_a_run_takes_up_as_it_goes_on_restarts_nothing() -> None:
     new = other(WEB, stop=Stop("SIGINT"), checks=(Check("up", "unix:/s"),))
     assert planned([running(WEB)], new) == (Change("web", "change", ("stop", "health_check")),)

@@ -8,7 +8,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from registry.core.events import Actor, Exited, Record, RestartScheduled, SpawnFailed
+from registry.core.definition import Definition
+from registry.core.events import (
+    Actor,
+    Defined,
+    Exited,
+    Record,
+    Redefined,
+    RestartScheduled,
+    SpawnFailed,
+)
 from registry.core.lifecycle import Reason, State
 from registry.core.projection import Projection
 from registry.questions.records import event_record, rfc3339, service_record
@@ -122,6 +131,42 @@ def test_service_and_time_choose_events(
     assert _numbers(replay(journal, *options).out) == expected
 
 
+@pytest.mark.parametrize(
+    ("word", "names"),
+    [
+        ("web", {"web@1", "web@2"}),
+        ("web@*", {"web@1", "web@2"}),
+        ("tag:front", {"web@2", "proxy"}),
+        ("all", {"web@1", "web@2", "website", "proxy", None}),
+    ],
+)
+def test_a_word_may_mean_several_services(write, story, replay, word: str, names: set) -> None:
+    def declared(seq: int, name: str, *tags: str, kind: type = Defined) -> Record:
+        definition = Definition(name=name, cmd=("a",), tags=tags)
+        event = kind(
+            source=State.STOPPED,
+            dest=State.STOPPED,
+            reason=Reason.DEFINED,
+            definition=definition,
+            digest="d",
+        )
+        return Record(seq, story[0].at_ns, story[0].mono_ns, seq, name, None, None, None, event)
+
+    events = [
+        declared(2, "web@1", "front"),
+        declared(3, "web@2"),
+        declared(4, "website"),
+        declared(5, "proxy", "front"),
+        declared(6, "web@1", kind=Redefined),
+        declared(7, "web@2", "front", kind=Redefined),
+    ]
+    path = write([story[0], *events])
+    rows = [json.loads(row) for row in replay(path, "-s", word, "--json").out.splitlines()]
+    assert {row["service"] for row in rows} == names
+    then = json.loads(replay(path, "-s", word, "--at", "seq:7", "--json").out)
+    assert {each["name"] for each in then} == names - {None}
+
+
 def test_choosing_goes_on_over_pages(long_journal: Path, replay) -> None:
     assert len(replay(long_journal, "-s", "web").out.splitlines()) > 4850
     many = replay(long_journal, "-s", "web", "-s", "cache").out.splitlines()
@@ -207,6 +252,7 @@ def test_the_table_says_where_no_registry_ran(journal: Path, replay) -> None:
     [
         (["-s", "wbe"], 1, "it does not tell of a service 'wbe'; did you mean 'web'?"),
         (["-s", "x"], 1, "service 'x'; there are app, cache, db, mailer, migrate, setup"),
+        (["-s", "tag:x"], 1, "it does not tell of a service 'tag:x'; there are app, cache, "),
         (["--at", "seq:186"], 1, "it has no event 186: its last is event 185"),
         (["--at", "soon"], 2, "'soon' is not a time; write for example 2026-01-02T03:04:05Z, "),
         (["--since", "seq:4"], 2, "'seq:4' is not a time; write for example"),

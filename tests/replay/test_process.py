@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+import registry
 from registry.core.events import Actor
 
 
@@ -54,3 +55,8 @@ def test_all_options_are_explained(start: Callable) -> None:
     for option in ("--at", "--service", "--since", "--until", "--json", "--verify", "--head"):
         assert option in out
     assert "in sequence" in out
+
+
+def test_its_version_is_told(start: Callable) -> None:
+    out, _err = start("--version").communicate()
+    assert out == f"circle-replay {registry.__version__}\n"

@@ -28,6 +28,9 @@ while True:
     signal.pause()
 """
 
+NOTHING: dict[str, object] = {"changes": [], "settings": [], "later": [], "warnings": []}
+"""The plan of an apply that changes nothing."""
+
 
 def service(name: str, *keys: str) -> str:
     return "\n".join([f'[[service]]\nname = "{name}"', *(keys or (SLEEP,)), ""])
@@ -116,7 +119,10 @@ def test_a_plan_tells_what_an_apply_then_does_and_that_touches_only_what_changed
     }
     assert by_service(plan)["anew"]["restart_keys"] == ["cmd"]
     assert latest(box) == seq, "a plan changes nothing"
-    assert box.data("apply", wait=True) == plan
+    applied = box.data("apply", wait=True)
+    told = {each["name"] for each in applied.pop("services")}
+    assert told == {each["service"] for each in plan["changes"] if each["change"] != "remove"}
+    assert applied == plan
     after = running(box, "same", "tuned", "anew", "failed", "added")
     assert [after[name] for name in ("same", "tuned")] == [before["same"], before["tuned"]]
     assert after["anew"][0] == 2
@@ -132,7 +138,7 @@ def test_a_plan_tells_what_an_apply_then_does_and_that_touches_only_what_changed
     assert {event["decision"] for event in of_apply} == {seq + 1}, "it is one decision"
     assert {event["type"] for event in of_apply} >= {"defined", "redefined", "stop_requested"}
     assert {event["actor"]["pid"] for event in of_apply} == {os.getpid()}
-    assert box.data("plan") == {"changes": [], "later": []}
+    assert box.data("plan") == NOTHING
     box.verify()
 
 
@@ -140,7 +146,7 @@ def test_an_apply_that_changes_nothing_journals_nothing(box):
     begin(box, service("web"))
     before = running(box, "web")
     seq = latest(box)
-    assert box.data("apply") == {"changes": [], "later": []}
+    assert box.data("apply") == NOTHING
     assert (latest(box), running(box, "web")) == (seq, before)
 
 
@@ -561,14 +567,15 @@ def test_another_order_in_the_file_is_that_of_the_list_and_ends_no_run(box):
 def test_what_only_the_next_start_takes_up_is_told_until_then_and_the_rest_is_in_force(box):
     begin(box, service("web"))
     before = running(box, "web")
-    later = {"changes": [], "later": ["registry.socket", "journal.durability"]}
+    of_next_start = ["registry.socket", "journal.durability"]
+    later = {**NOTHING, "settings": ["registry.on_sigterm"], "later": of_next_start}
     path = box.configure(service("web"), 'on_sigterm = "keep"')
     path.write_text(
         path.read_text().replace(str(box.socket), f"{box.socket}2")
         + '[journal]\ndurability = "normal"\n'
     )
     assert box.data("apply") == later
-    assert box.data("plan") == later, "it is still to come"
+    assert box.data("plan") == {**later, "settings": []}, "it is still to come"
     assert "the socket would be" in box.ask("upgrade")["error"]["message"]
     assert running(box, "web") == before
     assert box.stop() == 0
@@ -789,7 +796,7 @@ def test_what_could_not_be_made_durable_is_in_force_all_the_same_and_nobody_says
         connection.close()
     box.wait_for(lambda: box.data("version")["degraded_since"] is None, "it writes again")
     assert "Nothing was changed" not in box.errors.read_text()
-    assert box.data("plan") == {"changes": [], "later": []}
+    assert box.data("plan") == NOTHING
     box.verify()
 
 

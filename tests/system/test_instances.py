@@ -109,3 +109,37 @@ def test_instances_depend_on_those_of_their_number(box):
     box.data("stop", service="disk@1", wait=True)
     box.wait_status("web@1", "Stopped", waiting_for="disk@1 to be ready (it is stopped)")
     assert box.service("web@2")["status"] == "Running"
+
+
+def test_the_events_of_several_are_those_of_each_in_order(three):
+    everything = [event for event in three.events() if event["service"]]
+    first, *_ = everything
+    of = {name: [e for e in everything if e["service"] == name] for name in NAMES}
+    two = sorted(of["web@1"] + of["web@2"], key=lambda event: event["seq"])
+    settled = [e for e in everything if e["type"] != "probe_changed"]
+    assert three.data("events", service="web") == everything
+    assert three.data("events", service="web@[12]") == two
+    assert three.data("events", service="web", since=first["seq"], limit=4) == everything[1:5]
+    assert three.data("events", service="web", since=-4) == everything[-4:]
+    spawned = [e for e in settled if e["type"] == "spawned"]
+    assert three.data("events", service="web", type="spawned", since=-2) == spawned[-2:]
+    refused = three.ask("events", service="tag:none")["error"]
+    assert refused["code"] == "unknown_service"
+
+
+def test_who_follows_the_events_of_all_instances_hears_of_a_new_one(three):
+    pages = three.stream("events", service="web", since=-1)
+    assert [event["service"] in NAMES for event in next(pages)] == [True]
+    (three.folder / "at-4").mkdir()
+    three.configure(WEB.replace("instances = 3", "instances = 4"))
+    three.data("apply")
+    heard = next(event for page in pages for event in page if event["service"] == "web@4")
+    assert heard["type"] == "defined"
+    pages.close()
+
+
+def test_of_several_one_has_to_be_named_to_be_shown(three):
+    assert three.data("show", service="web@[2]")["name"] == "web@2"
+    error = three.ask("show", service="web")["error"]
+    assert error["code"] == "invalid_params"
+    assert error["message"] == "service: web is web@1, web@2 and web@3; name one"

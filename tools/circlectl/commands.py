@@ -7,7 +7,7 @@ asked: Stopped after stop, else Running, or Stopped because it completed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -261,10 +261,10 @@ def _command(
         data = session.call(command, **params)
     except RegistryError as error:
         return _failed(session, command, error, asked_at)
-    session.show(data, lambda: _lines(session.screen, command, data, asked_at))
+    session.show(data, lambda: outcomes(session.screen, command, data, asked_at))
     if not session.json:
         _tell_dependents(data)
-    return exits.WELL if all(_is_as_asked(command, item) for item in data) else exits.FAILED
+    return exits.WELL if all(is_as_asked(command, item) for item in data) else exits.FAILED
 
 
 def _tell_dependents(items: list[Record]) -> None:
@@ -303,7 +303,7 @@ def _failed(session: Session, command: str, error: RegistryError, asked_at: date
         session.complain(error)
     else:
         done = [item for item in items if item.get("ok", True)]
-        write(_lines(session.screen, command, done, asked_at))
+        write(outcomes(session.screen, command, done, asked_at))
         refused = [item for item in items if not item.get("ok", True)]
         for item in refused:
             note(f"{item['name']}: {_message(item)}")
@@ -323,7 +323,10 @@ def _message(item: Record) -> str:
     return str(error.get("message") if isinstance(error, dict) else error)
 
 
-def _lines(screen: Screen, command: str, items: list[Record], asked_at: datetime) -> Iterator[str]:
+def outcomes(
+    screen: Screen, command: str, items: Iterable[Record], asked_at: datetime
+) -> Iterator[str]:
+    """A line a service: what it came to, or that the command was accepted."""
     for item in items:
         outcome = (
             _final(screen, command, item, asked_at)
@@ -348,18 +351,20 @@ def _final(screen: Screen, command: str, record: Record, asked_at: datetime) -> 
     parts = [screen.state(escaped(record["status"]))]
     if record["pid"] is not None:
         parts.append(f"PID {record['pid']}")
-    if not (record["status"] == "Running" or (command == "stop" and _is_as_asked(command, record))):
+    if not (record["status"] == "Running" or (command == "stop" and is_as_asked(command, record))):
         parts.append(words.detail(record, now()))
     took_s = (words.moment(record["since"]) - asked_at).total_seconds() if record["since"] else 0.0
-    if took_s <= 0 and _is_as_asked(command, record):
+    if took_s <= 0 and is_as_asked(command, record):
         return f"already {', '.join(parts)}"
     if took_s > 0:
         parts.append(f"after {words.seconds(took_s)}")
     return ", ".join(parts)
 
 
-def _is_as_asked(command: str, item: Record) -> bool:
+def is_as_asked(command: str, item: Record) -> bool:
+    """Whether a service is where the command wanted it; `apply` wants it where it is wanted."""
     if not _is_record(item) or (command != "stop" and item["status"] == "Running"):
         return True
     completed: bool = item["reason"] == "completed"
-    return item["status"] == "Stopped" and (completed or command == "stop")
+    down = command == "stop" or (command == "apply" and item["wanted"] == "down")
+    return item["status"] == "Stopped" and (completed or down)

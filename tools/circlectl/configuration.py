@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 import click
@@ -11,9 +12,9 @@ import click
 from registry.client import RegistryError
 
 from . import declaration, exits
-from .commands import waiting, waits
+from .commands import is_as_asked, outcomes, waiting, waits
 from .screen import Screen
-from .session import Session, common, complete_service, write
+from .session import Session, common, complete_service, note, now, write
 from .words import Record, escaped
 
 _LATER = "by its next run"
@@ -78,8 +79,8 @@ def plan(session: Session, detailed_exitcode: bool) -> int:
     if data is None:
         return exits.INVALID_CONFIG
     session.show(data, lambda: _lines(session.screen, data, "nothing would change"))
-    changes = bool(data["changes"] or data["later"])
-    return exits.USAGE if detailed_exitcode and changes else exits.WELL
+    _warn(session, data)
+    return exits.USAGE if detailed_exitcode and _changes(data) else exits.WELL
 
 
 @click.command()
@@ -90,18 +91,53 @@ def apply(session: Session, wait: bool, timeout: float | None) -> int:
     """Take up services.toml as it is now.
 
     All of it, or nothing where anything is wrong; only what changed is touched. It tells what was done
-    as plan does, once that is decided and durable; runs end and begin after it.
+    as plan does, once that is decided and durable; runs end and begin after it. With --wait it tells
+    how each service that was added or changed is then, as start --wait does.
 
     \b
     Examples:
       circlectl apply
       circlectl plan && circlectl apply --wait
     """
-    data = _ask(session, "apply", **waiting(wait, timeout))
+    asked_at = now()
+    try:
+        data = _ask(session, "apply", **waiting(wait, timeout))
+    except RegistryError as error:
+        return _unsettled(session, error, asked_at)
     if data is None:
         return exits.INVALID_CONFIG
-    session.show(data, lambda: _lines(session.screen, data, "nothing is changed"))
-    return exits.WELL
+    session.show(data, lambda: _applied(session.screen, data, data.get("services", ()), asked_at))
+    _warn(session, data)
+    well = all(is_as_asked("apply", service) for service in data.get("services", ()))
+    return exits.WELL if well else exits.FAILED
+
+
+def _applied(
+    screen: Screen, data: Record, services: Sequence[Record], asked_at: datetime
+) -> Iterator[str]:
+    """What was changed, and how those services are that were waited for."""
+    yield from _lines(screen, data, "nothing is changed")
+    yield from outcomes(screen, "apply", services, asked_at)
+
+
+def _unsettled(session: Session, error: RegistryError, asked_at: datetime) -> int:
+    """Applied, and not settled in time: what was changed, and who is not as he ought to be."""
+    if error.code == "timed_out" and not session.json and isinstance(error.data, dict):
+        data, services = error.data["plan"], error.data["services"]
+        late = [service for service in services if not is_as_asked("apply", service)]
+        write(_applied(session.screen, data, late, asked_at))
+        _warn(session, data)
+        note(error.message)
+    else:
+        session.complain(error)
+    return exits.of_code(error.code)
+
+
+def _warn(session: Session, data: Record) -> None:
+    """Say on standard error what this machine lacks for what is declared; with --json the answer says it."""
+    if not session.json:
+        sys.stdout.flush()
+        write((f"! {escaped(warning)}" for warning in data.get("warnings", ())), sys.stderr)
 
 
 def _ask(session: Session, action: str, **params: Any) -> Record | None:
@@ -126,11 +162,23 @@ def _lines(screen: Screen, data: Record, nothing: str) -> Iterator[str]:
         sign, name = _SIGNS.get(change["change"], "~"), escaped(change["service"])
         what = screen.wrapped(width + 4, _what(change))
         yield f"{screen.mark(sign)} {name:{width}}  {what}".rstrip()
+    for setting in data.get("settings", ()):
+        yield f"{screen.mark('~')} {_place(setting)}: in place"
     if data["later"]:
         settings = escaped(", ".join(data["later"]))
         yield screen.wrapped(7, f"later: {settings}: for the next start of the registry")
-    if not changes and not data["later"]:
+    if not _changes(data):
         yield nothing
+
+
+def _changes(data: Record) -> bool:
+    return bool(data["changes"] or data.get("settings") or data["later"])
+
+
+def _place(setting: str) -> str:
+    """Where the file has it: `access.operate` is `[access] operate`, `hook` is `[[hook]]`."""
+    section, _, key = escaped(setting).partition(".")
+    return f"[{section}] {key}" if key else f"[[{section}]]"
 
 
 def _what(change: Record) -> str:

@@ -213,7 +213,7 @@ def _block(
 
 def _condition(screen: Screen, record: Record, at: datetime) -> Iterator[tuple[str, str]]:
     """How a service is, and how it was."""
-    yield "reason", words.detail(record, at)
+    yield "reason", words.detail({**record, "message": None}, at)  # which has its own line
     if record.get("message"):
         yield "", escaped(record["message"])
     if record.get("status_text"):

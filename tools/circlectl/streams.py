@@ -25,7 +25,6 @@ from .session import (
     Session,
     common,
     complete_names,
-    complete_service,
     is_selection,
     note,
     write,
@@ -167,7 +166,10 @@ def _stamped(page: list[Record], one: str | None, *, times: bool) -> Iterator[st
     "--since", type=click.IntRange(min=0), metavar="N", help="Only events after number N."
 )
 @click.option(
-    "--service", metavar="NAME", shell_complete=complete_service, help="Only those of one service."
+    "--service",
+    metavar="NAME",
+    shell_complete=complete_names,
+    help="Only those of NAME: a service, or several.",
 )
 @click.option("--type", "kind", metavar="TYPE", help="Only those of one type, such as exited.")
 @click.option(

@@ -50,11 +50,31 @@ REASONS: dict[str, str] = {
     "env_file_missing": "env_file missing",
     "env_file_invalid": "env_file invalid",
     "not_permitted": "not permitted",
+    "socket_folder_missing": "folder of a socket missing",
+    "socket_unavailable": "cannot listen",
     "no_resources": "out of descriptors, processes or memory",
 }
 """Every value of core.lifecycle.Reason; `{name}` is the service's."""
 
 NONE = "-"
+_OF_LAUNCH = frozenset(
+    {
+        "crash_looping",
+        "program_missing",
+        "program_not_executable",
+        "exec_failed",
+        "cwd_missing",
+        "user_missing",
+        "group_missing",
+        "env_file_missing",
+        "env_file_invalid",
+        "not_permitted",
+        "socket_folder_missing",
+        "socket_unavailable",
+        "no_resources",
+    }
+)
+"""The reasons that the sentence of a record, where it has one, says more of."""
 _ON_ITS_WAY = ("Starting", "Stopping")
 _NOT_FOR_PEOPLE = {"digest", "start_time", "due_ns", "exit_code", "signal", "group_empty"}
 
@@ -80,12 +100,18 @@ def detail(record: Record, now: datetime) -> str:
     """Why a service is where it is, what it waits for, and what comes next."""
     if record.get("waiting_for"):
         return f"waiting for {escaped(record['waiting_for'])}"
-    words = [reason(record)]
+    words = [_sentence(record) or reason(record)]
     if record.get("next_restart_at"):
         if record.get("attempt"):
             words.append(f"attempt {record['attempt']}")
         words.append(f"next in {_remaining(record['next_restart_at'], now)}")
     return ", ".join(words)
+
+
+def _sentence(record: Record) -> str | None:
+    """What exactly kept its latest run from starting, or from getting ready."""
+    is_told = record["reason"] in _OF_LAUNCH and record.get("message")
+    return escaped(record["message"]) if is_told else None
 
 
 def is_well(record: Record) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from registry.core.events import Record
+from registry.core.events import Defined, Record, Redefined
 from registry.core.projection import Projection
 from registry.journal import JournalError
 from registry.journal.read import (
@@ -25,21 +26,50 @@ from registry.questions.moments import Moment
 from registry.questions.records import ServiceRecord, event_record, rfc3339, service_record
 from registry.questions.timeline import line
 
+_ALL, _TAG = "all", "tag:"
+_SHOWN_MAX = 8
 _encode = msgspec.json.Encoder().encode
 
 
-def refuse_unknown(journal: Connection, services: Sequence[str]) -> None:
-    """Raise JournalError for a service that the journal does not tell of."""
-    known = service_names(journal) if services else []
-    for name in services:
-        if name not in known:
-            raise JournalError(f"it does not tell of a service {name!r}; {_remedy(name, known)}")
+def meant(journal: Connection, words: Sequence[str]) -> tuple[str, ...]:
+    """The services that words mean: names, patterns, `tag:TAG`, what instances have in common; none for all.
+
+    Raises JournalError for a word by which the journal tells of no service.
+    """
+    known = service_names(journal) if words else []
+    if _ALL in words and _ALL not in known:
+        return ()
+    tags = _tags(journal) if any(word.startswith(_TAG) for word in words) else {}
+    found: dict[str, None] = {}
+    for word in words:
+        names = [name for name in known if _is_meant(name, word, tags)]
+        if not names:
+            raise JournalError(f"it does not tell of a service {word!r}; {_remedy(word, known)}")
+        found |= dict.fromkeys(names)
+    return tuple(found)
 
 
-def _remedy(name: str, known: Sequence[str]) -> str:
-    if close := difflib.get_close_matches(name, known, n=1):
+def _is_meant(name: str, word: str, tags: Mapping[str, Sequence[str]]) -> bool:
+    if word.startswith(_TAG):
+        return word.removeprefix(_TAG) in tags.get(name, ())
+    return name == word or name.startswith(f"{word}@") or fnmatchcase(name, word)
+
+
+def _tags(journal: Connection) -> dict[str, Sequence[str]]:
+    """The tags that each service was last declared with."""
+    events = (record for records in pages(journal) for record in records)
+    return {
+        record.service or "": record.event.definition.tags
+        for record in events
+        if isinstance(record.event, Defined | Redefined)
+    }
+
+
+def _remedy(word: str, known: Sequence[str]) -> str:
+    if close := difflib.get_close_matches(word, known, n=1):
         return f"did you mean {close[0]!r}?"
-    return f"there are {', '.join(known)}" if known else "it tells of none"
+    more = ", ..." if len(known) > _SHOWN_MAX else ""
+    return f"there are {', '.join(known[:_SHOWN_MAX])}{more}" if known else "it tells of none"
 
 
 def timeline(journal: Connection, selection: Selection) -> Iterator[str]:

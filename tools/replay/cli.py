@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+import registry
 from registry.journal import JournalError
 from registry.journal.read import Connection, Selection, doubt, open_for_reading, verify
 from registry.questions.moments import EXAMPLES, Moment, moment
@@ -79,7 +80,12 @@ def _hash(_ctx: click.Context, _param: click.Parameter, text: str | None) -> str
     "--at", callback=_time_or_seq, metavar="TIME|seq:N", help="The state of every service then."
 )
 @click.option(
-    "--service", "-s", "services", multiple=True, metavar="NAME", help="Only NAME; repeatable."
+    "--service",
+    "-s",
+    "words",
+    multiple=True,
+    metavar="NAME",
+    help="Only NAME: a service, web for web@1 and web@2, 'web*', tag:TAG; repeatable.",
 )
 @click.option("--since", callback=_time, metavar="TIME", help="Only events from TIME on.")
 @click.option("--until", callback=_time, metavar="TIME", help="Only events up to TIME.")
@@ -95,13 +101,14 @@ def _hash(_ctx: click.Context, _param: click.Parameter, text: str | None) -> str
     metavar="HASH",
     help="With --verify: the hash of an event, noted earlier; shows a cut tail or a rewrite.",
 )
+@click.version_option(registry.__version__, message="circle-replay %(version)s")
 @click.pass_context
 def replay(
     ctx: click.Context,
     *,
     path: Path,
     at: Moment | int | None,
-    services: tuple[str, ...],
+    words: tuple[str, ...],
     since: Moment | None,
     until: Moment | None,
     as_json: bool,
@@ -120,7 +127,7 @@ def replay(
                 click.echo(f"{path}: {remark}", err=True)
             if wants_verdict:
                 return _print_verdict(journal, path, head)
-            answers.refuse_unknown(journal, services)
+            services = answers.meant(journal, words)
             if at is not None:
                 return _print_services(answers.then(journal, at, services), as_json=as_json)
             return _print_events(journal, _selection(services, since, until), as_json=as_json)
