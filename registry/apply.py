@@ -82,6 +82,10 @@ class Configuration:
                 _log.error("%s", complaint)
             if error.code is not ErrorCode.OUTCOME_UNKNOWN:  # that is in force, not durable yet
                 _log.error("Nothing was changed")
+        except (
+            Exception
+        ):  # no thread or memory to be had, say: it concerns one apply, not what runs
+            _log.exception("The configuration could not be applied")
 
     async def _load(self) -> Config:
         try:

@@ -41,6 +41,7 @@ from registry.host.systemd import Systemd
 from registry.journal import Journal, JournalError
 from registry.keeper.client import Found, Keeper, Note, OutputEnded
 from registry.keeper.endings import Endings
+from registry.keeper.holdings import Held
 from registry.questions.narration import narrate
 from registry.questions.plan import Plan
 from registry.recovery import Beginning
@@ -130,7 +131,7 @@ class Daemon:
                 await self._end_services(end)
                 self._registry.finish()
                 await writing
-                self._tell_new()
+                await self._tell_new()
                 await self._hooks.close(HOOKS_S)
                 for task in beside:
                     task.cancel()
@@ -266,6 +267,7 @@ class Daemon:
         beginning = Beginning(self._starting)
         journal, projection = await beginning.open()
         stack.push_async_callback(journal.close)
+        self._journal = journal
         self._told = projection.seq
         self._build_host(stack, detect(os.environ), beginning.journal_id)
         self._registry = Registry(projection, journal, self._machine, Clock())
@@ -297,6 +299,7 @@ class Daemon:
             on_grew=self._grew,
             on_output_ended=self._output_ended,
             on_notes=self._hear_late,
+            on_held=self._take_late,
             log=_log.warning,
             splice=capabilities.splice,
         )
@@ -429,6 +432,10 @@ class Daemon:
         count = self._notes
         self._surroundings.hear_late(notes, lambda: self._keeper.noted(count))
 
+    def _take_late(self, held: Sequence[Held]) -> None:
+        """What the keeper holds for services, when it was too slow to say so at first."""
+        self._surroundings.adopt(held, self._registry.committed.services)
+
     def _leave_keeper(self) -> None:
         self._keeper.close(keep=self._ending.done() and self._ending.result().keep_services)
 
@@ -437,20 +444,37 @@ class Daemon:
     async def _narrate(self) -> None:
         """Tell on stderr, and to systemd, what the journal says, from this life's first event on."""
         while True:
-            self._tell_new()
+            await self._tell_new()
             await self._registry.next_commit()
 
-    def _tell_new(self) -> None:
-        for record in self._registry.recent_since(self._told) or ():
+    async def _tell_new(self) -> None:
+        while (records := self._registry.recent_since(self._told)) is None:
+            # a start or an apply of very many: more than is kept in memory
+            written = await self._read(self._told)
+            if not written:  # nor can they be written yet
+                records = list(self._registry.recent)
+                break
+            self._tell(written)
+        self._tell(records)
+        if self._systemd.is_there:
+            self._systemd.tell_status(self._summary())
+
+    async def _read(self, since: int) -> list[ev.Record]:
+        try:
+            return await self._journal.read(since=since)
+        except JournalError as error:
+            _log.warning("%s", error)
+            return []
+
+    def _tell(self, records: Sequence[ev.Record]) -> None:
+        for record in records:
             self._endings.committed(record)
             self._hooks.committed(record)
             line = narrate(record, self._registry.committed.services)
             if line is not None:
                 fields = {"seq": record.seq, "service": record.service, "type": record.type}
                 _log.log(_LEVELS[line[0]], "%s", line[1], extra={"fields": fields})
-        self._told = self._registry.committed.seq
-        if self._systemd.is_there:
-            self._systemd.tell_status(self._summary())
+            self._told = record.seq
 
     def _summary(self) -> str:
         services = self._registry.committed.services.values()

@@ -168,17 +168,22 @@ def take_up(
     }
     services = {**declared, **registry.committed.services}
     surroundings.adopt(found.held, services)
-    for name, given in machine.take_up(services.values(), pidfds, same_boot=same_boot):
+    for name, given in machine.take_up(services.values(), pidfds, found.notes, same_boot=same_boot):
         registry.observe(name, given)
 
 
 def begin(registry: Registry, config: Config, known: Iterable[str], cause: int) -> None:
     """Remove what is `known` and no longer declared, and want each up or down where `autostart` is to say so."""
     declared = {definition.name for definition in config.definitions}
-    for name in known:
-        if name not in declared:
-            registry.declare([(name, inp.Remove(cause=cause))])
     services = registry.committed.services
+    gone = [name for name in known if name not in declared]
+    registry.declare(
+        [
+            (name, inp.Remove(cause=cause))
+            for name in registry.graph.stop_order(gone)
+            if name not in declared
+        ]
+    )
     due = {each.name for each in config.definitions if services[each.name].autostart_due}
     starting = [name for name in start_order(config) if name in due]
     for name in sorted(due.difference(starting)):

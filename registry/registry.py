@@ -151,6 +151,9 @@ class Registry:
         self._watched: dict[str, tuple[int, Any]] = {}
         self._requests: dict[str, tuple[Request, ...]] = {}
         self._released: dict[str, int] = {}
+        self._parted: set[str] = (
+            set()
+        )  # neighbours until a change of who depends on whom, not told yet
 
     @property
     def degraded_since_ns(self) -> int | None:
@@ -276,16 +279,16 @@ class Registry:
 
     def _tell_neighbours(self, records: list[ev.Record]) -> None:
         """Whoever waits for one that moved, or was restarted with it, is to look again."""
-        if any(isinstance(record.event, ev.Redefined | ev.Removed) for record in records):
-            self.reconsider_all()  # who depended on whom until now is no longer known
-            return
         latest = {record.service: record.seq for record in records if record.service is not None}
+        told = dict.fromkeys(self._parted, records[-1].seq) if records else {}
+        self._parted.clear()
         for name, seq in latest.items():
-            for neighbour in self.graph.neighbours(name, self._live.services):
-                self._put(_Item([(neighbour, inp.Reconsider(cause=seq))]))
+            told |= dict.fromkeys(self.graph.neighbours(name, self._live.services), seq)
+        for name, seq in told.items():
+            self._put(_Item([(name, inp.Reconsider(cause=seq))]))
 
     def reconsider_all(self) -> None:
-        """Have every service look at its neighbours: after recovery, and when who they are has changed."""
+        """Have every service look at its neighbours: after recovery."""
         for name, service in self._live.services.items():
             self._put(_Item([(name, inp.Reconsider(cause=service.cause))]))
 
@@ -343,10 +346,12 @@ class Registry:
             followed = decide(service, spawned, self._place(service, decision))
             self._advance(followed)
             records += followed
-        if isinstance(given, inp.Define):
+        if records and isinstance(given, inp.Define):
+            self._parted.update((name, *self.graph.neighbours(name, self._live.services)))
             self.graph.declare(service.definition)
         if records and isinstance(records[-1].event, ev.Removed):
             self._live.remove(name)
+            self._parted.update(self.graph.neighbours(name, self._live.services))
             self.graph.forget(name)
         return records
 
@@ -486,9 +491,16 @@ class Registry:
         self.closing = True
         services = self._live.services
         ought = [name for name, each in services.items() if each.wanted or each.state in HAS_RUN]
-        stop = inp.Stop(reason=Reason.SHUTDOWN)
-        self.declare([(name, stop) for name in self.graph.stop_order(ought) if name in services])
-        await self.until(self._is_all_down)
+        self._declare_stops(ought)
+        while not self._is_all_down():
+            await self.next_commit()
+            # what was asked for before we were closing may have had its turn only now
+            if late := [name for name, each in services.items() if each.wanted]:
+                self._declare_stops(late)
+
+    def _declare_stops(self, names: list[str]) -> None:
+        services, stop = self._live.services, inp.Stop(reason=Reason.SHUTDOWN)
+        self.declare([(name, stop) for name in self.graph.stop_order(names) if name in services])
 
     def _is_all_down(self) -> bool:
         services = self.committed.services.values()

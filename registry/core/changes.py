@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from registry.core.definition import Definition, Ready
+import math
+
+from registry.core.definition import HEARTBEAT, Definition, Ready
 
 _KEYS = {
     "checks": "health_check",
@@ -47,4 +49,12 @@ def keys_for_a_new_run(old: Definition, new: Definition) -> tuple[str, ...]:
         keys.append("logs")  # the output goes nowhere, or is to
     if (old.ready is Ready.NOTIFY) is not (new.ready is Ready.NOTIFY):
         keys.append("ready")  # its environment tells a run whether somebody listens
+    if _beat_s(new) < _beat_s(old):
+        keys.append("health_check")  # and how often it is to beat
     return tuple(keys)
+
+
+def _beat_s(definition: Definition) -> float:
+    """How often a run is told to beat, at least; never is infinite."""
+    beats = (check.interval_s for check in definition.checks if check.target == HEARTBEAT)
+    return min(beats, default=math.inf)

@@ -50,8 +50,12 @@ class Projection(msgspec.Struct):
 
     def _service(self, record: ev.Record) -> Service:
         name = record.service or ""
-        if isinstance(record.event, ev.Defined) and name not in self.services:
-            self.add(record.event.definition)
+        if name not in self.services:
+            match record.event:
+                case ev.Defined(definition=definition):
+                    self.add(definition)
+                case ev.Resynced(state=state):  # it stands for how it was declared, too
+                    self.add(msgspec.convert(state["definition"], Definition))
         return self.services[name]
 
     def add(self, definition: Definition) -> Service:

@@ -20,6 +20,7 @@ from registry.core.duties import StopDuty
 from registry.core.inputs import (
     GateOpened,
     MemoryFound,
+    NotifiedMain,
     Observation,
     ProcessFound,
     ProcessLost,
@@ -30,7 +31,7 @@ from registry.core.inputs import (
 )
 from registry.core.lifecycle import Reason, State
 from registry.core.service import Request, Service
-from registry.host import adoption, gate, hooks, proc
+from registry.host import adoption, gate, hooks, notify, proc
 from registry.host.activation import CannotListen
 from registry.host.capabilities import Capabilities
 from registry.host.health import SHORTAGES, Attempt, Prober, RunCommand, Shortage
@@ -39,7 +40,7 @@ from registry.host.launch import DEFAULT_PATH, Launch, LaunchError, find_program
 from registry.host.members import Process
 from registry.host.memory import MemoryWatch
 from registry.host.process import Runner, ended
-from registry.host.surroundings import Surroundings
+from registry.host.surroundings import Note, Surroundings
 
 _HOOKS_INHERIT = ("PATH", "LANG", "TZ", "HOME")
 
@@ -70,6 +71,7 @@ class Machine:
         self._surroundings = surroundings
         self._observe = observe
         self._memory = MemoryWatch(runner.memory, self._holds_too_much)
+        self._heirs: dict[str, list[tuple[tuple[int, int], int]]] = {}
         self._reloads: set[asyncio.Task[None]] = set()
         self._capabilities = capabilities
         self._journal_id = journal_id
@@ -232,11 +234,12 @@ class Machine:
             self._reloads.add(task)
             task.add_done_callback(self._reloads.discard)
             return
+        signal_name = request.signal or reload.signal
         error = None
         try:
-            self._runner.signal_main(
-                service.name, service.run, request.signal or reload.signal or ""
-            )
+            if signal_name is None:  # it said so when it was asked for, and no longer does
+                raise OSError(errno.ENOTSUP, "it no longer says how it reloads")
+            self._runner.signal_main(service.name, service.run, signal_name)
         except OSError as failure:
             error = failure.strerror or str(failure)
         self._carried_out(service.name, service.run, request, error)
@@ -268,12 +271,19 @@ class Machine:
     # --- after the supervisor's own death ---------------------------------------------------------
 
     def take_up(
-        self, services: Iterable[Service], pidfds: dict[tuple[str, int], int], *, same_boot: bool
+        self,
+        services: Iterable[Service],
+        pidfds: dict[tuple[str, int], int],
+        notes: Iterable[Note] = (),
+        *,
+        same_boot: bool,
     ) -> list[tuple[str, Observation]]:
         """Every run that lives, journaled or not, and how the others ended; a dead registry's checks are ended.
 
-        `pidfds` are the keeper's, by service and run; they are taken over.
+        `pidfds` are the keeper's, by service and run; they are taken over. By its `notes` a main process that has
+        ended may have named another.
         """
+        self._heirs = _heirs(notes)
         survey = adoption.Survey({}, [])
         if same_boot and self._capabilities.proc:
             survey = adoption.survey(self._journal_id)
@@ -350,6 +360,8 @@ class Machine:
         left_gate = stat is not None and stat.comm != gate.GATE
         process.opened = left_gate or service.running_ns is not None
         if not _lives(process, stat):
+            if (heir := self._heir_of(process, pid)) is not None:
+                return self._adopt_heir(service, process, heir)
             self._surroundings.begin(service.name, process.run, process.mark, ended=pid)
             return [self._end_of(process, pid)]
         if stat is not None:
@@ -359,12 +371,45 @@ class Machine:
         found: list[Observation] = [ProcessFound(run=process.run, pid=pid)]
         return [*found, GateOpened(run=process.run)] if process.opened else found
 
-    def _took_up(self, service: Service, process: Process, pid: int) -> None:
+    def _took_up(
+        self, service: Service, process: Process, pid: int, *, is_another: bool = False
+    ) -> None:
         definition = service.run_definition or service.definition
-        self._runner.adopt(process, service.definition.logs)
+        self._runner.adopt(process, service.definition.logs, is_another=is_another)
         self._surroundings.begin(service.name, process.run, process.mark)
         with contextlib.suppress(FileNotFoundError):  # it is just ending
             self._surroundings.listen(definition, os.stat(f"/proc/{pid}").st_uid)
+
+    def _heir_of(self, process: Process, pid: int) -> proc.Stat | None:
+        """The living process that an ended main process, or one of its session, has named last in its place."""
+        named = [main for sender, main in self._heirs.get(process.service, ()) if pid in sender]
+        stat = proc.stat(named[-1]) if named else None
+        if stat is None or not stat.is_alive:
+            return None
+        is_member = stat.session == pid or proc.mark(stat.pid) == process.mark
+        return stat if is_member else None
+
+    def _adopt_heir(self, service: Service, process: Process, heir: proc.Stat) -> list[Observation]:
+        if process.pidfd is not None:
+            os.close(process.pidfd)
+        has_pidfd = self._capabilities.pidfd
+        followed = Process(
+            service=process.service,
+            run=process.run,
+            pid=heir.pid,
+            mark=process.mark,
+            start_time=heir.start_time,
+            is_child=heir.parent == os.getpid(),
+            pidfd=adoption.pidfd_of(heir.pid, heir.start_time) if has_pidfd else None,
+            opened=True,
+        )
+        self._took_up(service, followed, heir.pid, is_another=True)
+        run = process.run
+        return [
+            NotifiedMain(run=run, pid=heir.pid, start_time=heir.start_time),
+            ProcessFound(run=run, pid=heir.pid),
+            GateOpened(run=run),
+        ]
 
     def _end_of(self, process: Process, pid: int) -> Observation:
         code = adoption.exit_of_stranger(pid, process.start_time, process.pidfd, self._capabilities)
@@ -380,6 +425,16 @@ def _why_not(error: OSError) -> Reason:
         return Reason.NO_RESOURCES
     is_folder_missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
     return Reason.SOCKET_FOLDER_MISSING if is_folder_missing else Reason.SOCKET_UNAVAILABLE
+
+
+def _heirs(notes: Iterable[Note]) -> dict[str, list[tuple[tuple[int, int], int]]]:
+    """Who was named as main process, by service: by whom (pid and session), and the pid."""
+    heirs: dict[str, list[tuple[tuple[int, int], int]]] = {}
+    for note in notes:
+        main = notify.parse(note.text).main_pid
+        if main is not None:
+            heirs.setdefault(note.service, []).append(((note.pid, note.session), main))
+    return heirs
 
 
 def _stat_of(process: Process, pid: int) -> proc.Stat | None:

@@ -272,12 +272,25 @@ class Groups:
         """
         if process.cgroup is not None and (held := cgroup.memory(process.cgroup)) is not None:
             return held
-        members, _is_empty = self.look(process)
         try:
-            sizes = [size for each in members if (size := proc.memory(each.pid))]
+            sizes = [size for pid in self._family(process) if (size := proc.memory(pid))]
         except OSError:
             return None
         return sum(own for own, _ in sizes) + max(shared for _, shared in sizes) if sizes else None
+
+    def _family(self, process: Process) -> list[int]:
+        """The pids of a run, for a look that is taken often: of an adopted one only its main process and that one's
+        descendants, as the others would take a look at every process of the machine.
+        """
+        if process.is_child or process.pid is None or not self._capabilities.proc_children:
+            return [each.pid for each in self.look(process)[0]]
+        if not adoption.lives(process.pid, process.start_time):
+            return []
+        found, waiting = [], [process.pid]
+        while waiting:
+            found.append(pid := waiting.pop())
+            waiting.extend(proc.children(pid))
+        return found
 
     # --- signals ----------------------------------------------------------------------------------
 

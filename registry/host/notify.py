@@ -2,8 +2,8 @@
 
 * A datagram is taken off its socket only once `done()` is called for it, after what follows from it is
   committed: killed before, the next daemon reads it again. So it may arrive twice, and is never lost.
-* One datagram a socket is out at a time, so they are done in the order in which they were sent; a service
-  that says much waits for itself only.
+* One datagram a socket is out at a time, but where its sender has ended; they are taken off in the order in
+  which they were sent. A service that says much waits for itself only.
 * Whose it is, the kernel says (SCM_CREDENTIALS), nothing else; a stranger's is taken off and ignored.
 * The keeper has a copy of each socket and reads it while no daemon is there; what it read comes by `deliver`.
 """
@@ -22,6 +22,7 @@ import socket
 import stat
 import struct
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,7 @@ KEPT_AS = "notify"
 STORED = "stored"
 """The name of a stored descriptor that was given none, or no valid one: sd_pid_notify_with_fds(3)."""
 
+_SO_PEEK_OFF = 42  # asm-generic/socket.h; socket(7)
 _PATH_MAX = 107  # sun_path is 108 bytes with its NUL, unix(7)
 _CREDENTIALS = struct.Struct("=iII")  # struct ucred of unix(7): pid, uid, gid
 _US = 1_000_000
@@ -241,9 +243,9 @@ class Notices:
         if inbox is None:
             return
         path = inbox.sock.getsockname()
-        if _is_at(inbox.sock, path):
-            # a file that nobody reads is replaced when it is needed
-            with contextlib.suppress(OSError):
+        # a file that nobody reads is replaced when it is needed; there may be no descriptor to look at it
+        with contextlib.suppress(OSError):
+            if _is_at(inbox.sock, path):
                 os.unlink(path)
         inbox.close()
         self._drop(service, KEPT_AS)
@@ -254,9 +256,10 @@ class Notices:
             inbox.close()
         self._inboxes.clear()
 
-    def read(self) -> None:
-        """Take what has arrived by now, and need not wait for a commit, without waiting for the loop."""
-        for inbox in list(self._inboxes.values()):
+    def read(self, service: str) -> None:
+        """Take what a service has said by now, without waiting for the loop, or for what it said before."""
+        inbox = self._inboxes.get(service)
+        if inbox is not None:
             inbox.read()
 
     def deliver(
@@ -343,13 +346,14 @@ class Notices:
         self.deliver(service, letter.pid, letter.uid, session, letter.text, fds, done)
 
 
-class _Letter(msgspec.Struct, frozen=True):
+class _Letter(msgspec.Struct, eq=False):
     """A datagram and its sender as the kernel knows him; pid 0: in a pid namespace that is not ours."""
 
     text: bytes
     pid: int
     uid: int
     lost_fds: bool
+    is_done: bool = False
 
 
 class _Inbox:
@@ -361,83 +365,99 @@ class _Inbox:
         self.sock = sock
         self._take = take
         self._loop = asyncio.get_running_loop()
-        self._awaited: _Letter | None = None
+        self._out: deque[_Letter] = deque()
         self._is_reading = False
         self._is_listening = False
         sock.setblocking(False)
         self._listen()
 
     def read(self) -> None:
-        """Take what is there, unless a datagram is out."""
-        if self._awaited is None and not self._is_reading:
-            self._read()
+        """Take what is there, also behind what is out: who sent it has ended, and will not be known any more."""
+        if not self._is_reading:
+            self._read(beyond=True)
 
     def close(self) -> None:
         """Stop reading; a `done` that is still to come does nothing."""
-        self._awaited = None
+        self._out.clear()
         self._loop.remove_reader(self.sock)
         self.sock.close()
 
     def _listen(self) -> None:
         """Wait for more, but not while a datagram is out: that is readable all the time."""
-        wanted = self._awaited is None
+        wanted = not self._out
         if wanted and not self._is_listening:
             self._loop.add_reader(self.sock, self._read)
         elif not wanted and self._is_listening:
             self._loop.remove_reader(self.sock)
         self._is_listening = wanted
 
-    def _read(self) -> None:
+    def _read(self, *, beyond: bool = False) -> None:
         self._is_reading = True
         for _ in range(AT_ONCE_MAX):
-            if not self._read_one():
+            if (self._out and not beyond) or not self._read_one():
                 break
         self._is_reading = False
         if self.sock.fileno() >= 0:
             self._listen()
 
     def _read_one(self) -> bool:
-        """Whether there may be another one to read now."""
-        found = _peek(self.sock, FDS_MAX) if self.sock.fileno() >= 0 else None
+        """Whether there was one to read."""
+        if self.sock.fileno() < 0 or any(len(each.text) > NOTICE_MAX for each in self._out):
+            return False  # closed; or nobody knows where the next one would begin
+        found = _peek(self.sock, FDS_MAX, behind=sum(len(each.text) for each in self._out))
         if found is None:
             return False
         letter, fds = found
-        self._awaited = letter
+        self._out.append(letter)
         done = partial(self._finish, letter)
         try:
             self._take(letter, fds, done)
         except Exception:
             _log.exception("What a service said got lost: %r", letter)
             done()
-        return self._awaited is None
+        return True
 
     def _finish(self, letter: _Letter) -> None:
-        if self._awaited is not letter:  # done before, or closed
+        if letter.is_done or letter not in self._out:  # done before, or closed
             return
-        self._awaited = None
+        letter.is_done = True
+        while self._out and self._out[0].is_done:
+            self._take_off(self._out.popleft())
+        if not self._is_reading:
+            self._listen()
+
+    def _take_off(self, letter: _Letter) -> None:
         # The keeper, believing us gone, may have taken it meanwhile; the next one is not to go instead.
         found = _peek(self.sock, 0)
         if found is not None and _is_same(found[0], letter):
             with contextlib.suppress(BlockingIOError):
                 self.sock.recv(1)
-        if not self._is_reading:
-            self._listen()
 
 
 def _is_same(one: _Letter, other: _Letter) -> bool:
     return (one.text, one.pid, one.uid) == (other.text, other.pid, other.uid)
 
 
-def _peek(sock: socket.socket, fds_max: int) -> tuple[_Letter, tuple[int, ...]] | None:
-    """The next datagram, left where it is, and copies of `fds_max` of its descriptors; None: there is none."""
+def _peek(
+    sock: socket.socket, fds_max: int, behind: int = 0
+) -> tuple[_Letter, tuple[int, ...]] | None:
+    """The next datagram, left where it is, and copies of `fds_max` of its descriptors; None: there is none.
+
+    The next is the first, or the one `behind` so many bytes of others.
+    """
     space = socket.CMSG_SPACE(_CREDENTIALS.size)
     if fds_max:
         space += socket.CMSG_SPACE(fds_max * array("i").itemsize)
     flags = socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC
     try:
+        if behind:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, behind)
         text, ancillary, returned, _ = sock.recvmsg(NOTICE_MAX + 1, space, flags)
     except BlockingIOError:
         return None
+    finally:
+        if behind:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, -1)
     pid, uid, fds = 0, 0, array("i")
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):

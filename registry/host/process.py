@@ -62,8 +62,8 @@ class Runner:
         self._processes: dict[tuple[str, int], Process] = {}
         self._by_number: dict[int, Process] = {}
         self._in_a_hurry = False
-        self.before_reap: Callable[[], None] = lambda: None
-        """Called before ended children are looked at: what they said last is to be heard first."""
+        self.before_reap: Callable[[str], None] = lambda _service: None
+        """Called before an ended process of a service is reaped: what it said last is to be heard first."""
 
     # --- starting ---------------------------------------------------------------------------------
 
@@ -146,12 +146,14 @@ class Runner:
         process.opened = gate.open_gate(held)
         return process.opened
 
-    def adopt(self, process: Process, logs: Logs | None) -> None:
-        """Watch a process that an earlier daemon spawned."""
+    def adopt(self, process: Process, logs: Logs | None, *, is_another: bool = False) -> None:
+        """Watch a process that an earlier daemon spawned; `is_another`: it is another main process than before."""
         self._groups.find_leader(process)
         self._groups.find_cgroup(process)
         self._add(process)
         self._kept.keep_adopted(process, logs)
+        if is_another:
+            self._kept.keep_main(process)
         self._watch_main(process)
 
     def _watch_main(self, process: Process) -> None:
@@ -229,7 +231,6 @@ class Runner:
 
     def reap(self) -> None:
         """Take every ended child, whoever it belongs to; then look at what is left of ended runs."""
-        self.before_reap()
         for _child in range(REAP_MAX):
             child = self._next_ended()
             if child is None:
@@ -250,12 +251,21 @@ class Runner:
                 if info is None:
                     return None
                 stat = self._groups.stat(info.si_pid)
+                self._hear(info.si_pid, stat)
                 pid, status, usage = os.wait4(info.si_pid, 0)
             else:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
         except ChildProcessError:
             return None
         return (pid, stat, status, usage) if pid else None
+
+    def _hear(self, pid: int, stat: proc.Stat | None) -> None:
+        """A main process, or a member that its parent left to us."""
+        process = self._by_number.get(pid)
+        if process is None and stat is not None:
+            process = self._by_number.get(stat.session)
+        if process is not None:
+            self.before_reap(process.service)
 
     def _child_ended(
         self, pid: int, stat: proc.Stat | None, status: int, usage: resource.struct_rusage
@@ -275,6 +285,10 @@ class Runner:
 
     def _stranger_ended(self, process: Process) -> None:
         assert process.pid is not None
+        before = process.pid
+        self.before_reap(process.service)
+        if process.pid != before:  # it said who follows it
+            return
         # a zombie keeps its pidfd readable: without this the loop would spin until somebody reaps it
         self._stop_watching(process)
         stat = self._groups.stat(process.pid) if process.is_child else None

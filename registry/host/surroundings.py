@@ -203,9 +203,9 @@ class Surroundings:
                 note.service, note.pid, note.uid, note.session, note.text, note.fds, one_done
             )
 
-    def hear(self) -> None:
-        """Read what has arrived by now."""
-        self._notices.read()
+    def hear(self, service: str) -> None:
+        """Read what a service has said by now."""
+        self._notices.read(service)
 
     def close(self) -> None:
         """Give back our descriptors; what the keeper holds stays."""

@@ -104,8 +104,8 @@ class Keeper:
 
     `on_grew(service)` says that a watched log has more, `on_output_ended` that no process of a run can
     write any more. It is said to every daemon until one calls `heard`. `on_notes` gets the notes of a
-    keeper that was out of reach for a while; without it they wait for the next daemon. All are called
-    by the loop.
+    keeper that was out of reach for a while; without it they wait for the next daemon. `on_held` gets what
+    one holds that was not reached at first. All are called by the loop.
     """
 
     def __init__(
@@ -116,6 +116,7 @@ class Keeper:
         on_output_ended: Callable[[OutputEnded], None],
         log: Callable[[str], None],
         on_notes: Callable[[list[Note]], None] | None = None,
+        on_held: Callable[[list[Held]], None] | None = None,
         splice: bool = True,
         python: str = sys.executable,
     ) -> None:
@@ -124,6 +125,7 @@ class Keeper:
         self._on_output_ended = on_output_ended
         self._log = log
         self._on_notes = on_notes
+        self._on_held = on_held
         self._splice = splice
         self._python = python
         self._runs = HeldRuns()
@@ -410,13 +412,17 @@ class Keeper:
             self._timer = None
         self._pending.extend(self._runs.hand_over())
         self._pending.extend({"type": "watch", "service": service} for service in self._watched)
+        late = self._slots.taken_up() if self._knows_slots else []
         self._hand_over_slots()
         self._is_ready = self._was_ready = True
         self._ready_at_s = self._loop.time()
         if self._first is not None and not self._first.done():
             self._set_first(Found(self._runs.copies(), self._slots.copies(), self._hand_out()))
-        elif self._on_notes is not None and (notes := self._hand_out()):
-            self._on_notes(notes)
+        else:
+            if self._on_held is not None and late:
+                self._on_held([self._slots.copy(key) for key in late])
+            if self._on_notes is not None and (notes := self._hand_out()):
+                self._on_notes(notes)
         self._close_notes()
         self._flush()
 

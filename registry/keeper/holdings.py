@@ -234,9 +234,18 @@ class HeldSlots:
         """The keeper is gone: nothing is known of it."""
         self._theirs.clear()
 
+    def taken_up(self) -> list[SlotKey]:
+        """The slots whose descriptors the keeper that was met has brought."""
+        return [key for key, is_new in self._theirs.items() if is_new and key in self._slots]
+
     def copies(self) -> list[Held]:
         """All that is held."""
-        return [msgspec.structs.replace(held, fd=os.dup(held.fd)) for held in self._slots.values()]
+        return [self.copy(key) for key in self._slots]
+
+    def copy(self, key: SlotKey) -> Held:
+        """What a slot holds."""
+        held = self._slots[key]
+        return msgspec.structs.replace(held, fd=os.dup(held.fd))
 
     def close(self) -> None:
         """Close every descriptor."""

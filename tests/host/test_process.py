@@ -676,7 +676,7 @@ async def test_the_keeper_holds_the_new_main_process(host):
 async def test_what_was_said_last_is_heard_before_an_end_is_looked_at(host):
     """A daemon forks, names its child, and exits: the one who listens learns of both at once."""
     first, other = await two(host)
-    host.runner.before_reap = lambda: host.runner.change_main("s", 1, other)
+    host.runner.before_reap = lambda _service: host.runner.change_main("s", 1, other)
     kill_and_reap(host, first)
     assert host.seen.empty()
     os.kill(other, signal.SIGKILL)

@@ -450,7 +450,7 @@ async def test_a_socket_is_read_while_the_loop_runs_and_when_it_is_asked_to(worl
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.connect(path)
         sock.send(b"READY=1")
-        world.around.hear()
+        world.around.hear("web")
         assert observed(world) == [inp.NotifiedReady(run=1)]
         world.woken.clear()
         sock.send(b"STOPPING=1")
