@@ -58,7 +58,10 @@ def _parser() -> argparse.ArgumentParser:
         "--watch", action="store_true", help="apply the configuration whenever its files change"
     )
     parser.add_argument(
-        "--log-format", choices=("text", "json"), default="text", help="of the log on stderr"
+        "--log-format",
+        choices=("text", "time", "json"),
+        default="text",
+        help="of the log on stderr; time is text with the time (UTC) before it",
     )
     parser.add_argument("--version", action="version", version=f"service-registry {__version__}")
     return parser
@@ -83,15 +86,14 @@ def _run(options: argparse.Namespace) -> int:
     if options.watch and importlib.util.find_spec("watchfiles") is None:
         print(_NO_WATCHFILES, file=sys.stderr)
         return EX_UNAVAILABLE
-    as_json = options.log_format == "json"
-    return _serve(config, path, as_json=as_json, watches=options.watch)
+    return _serve(config, path, options.log_format, watches=options.watch)
 
 
-def _serve(config: object, path: Path, *, as_json: bool, watches: bool) -> int:
+def _serve(config: object, path: Path, log_format: str, *, watches: bool) -> int:
     from registry.api.unix_socket import SocketError
     from registry.config import Config
     from registry.daemon import HEARD, Upgrade, serve
-    from registry.daemon_log import DaemonLog
+    from registry.daemon_log import DaemonLog, Format
     from registry.house import Held
     from registry.journal import JournalError
 
@@ -99,7 +101,7 @@ def _serve(config: object, path: Path, *, as_json: bool, watches: bool) -> int:
     count = len(config.definitions)
     # before any thread is there: until the daemon listens, and while it becomes another program, they wait
     signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
-    log = DaemonLog(as_json=as_json)
+    log = DaemonLog(Format(log_format))
     log.start()
     try:
         shown = f"Loaded {count} service{'' if count == 1 else 's'} from {path}"

@@ -24,7 +24,15 @@ from registry.api.growth import Growth
 from registry.api.handlers import Handlers
 from registry.api.server import Server
 from registry.apply import Configuration
-from registry.config import AccessSettings, Config, ConfigError, OnSigterm, load, with_digests
+from registry.config import (
+    AccessSettings,
+    Config,
+    ConfigError,
+    Lines,
+    OnSigterm,
+    load,
+    with_digests,
+)
 from registry.core import events as ev
 from registry.core import inputs as inp
 from registry.core.lifecycle import Reason, State
@@ -483,7 +491,11 @@ class Daemon:
 
 
 def _hooks_of(config: Config) -> list[Hook]:
-    return [Hook(**msgspec.structs.asdict(hook)) for hook in config.hooks]
+    lines = Lines(config)
+    return [
+        Hook(**msgspec.structs.asdict(hook), place=":".join(map(str, lines.of(place))))
+        for hook, place in zip(config.hooks, config.hook_places, strict=True)
+    ]
 
 
 def _granted(access: AccessSettings) -> dict[Role, tuple[str, ...]]:

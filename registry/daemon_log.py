@@ -1,4 +1,4 @@
-"""The daemon's own log on stderr: `[INFO] text`, or a JSON object a line. It never blocks the loop.
+"""The daemon's own log on stderr: `[INFO] text`, with the time before it, or as JSON. It never blocks the loop.
 
 Lines go through a bounded queue to a thread of their own; when nobody reads stderr they are dropped and
 counted, and supervision goes on.
@@ -12,18 +12,28 @@ import queue
 import sys
 import threading
 import time
+from enum import StrEnum
+from typing import Any
 
 QUEUE_MAX = 10_000
 _LEVELS = {"WARNING": "WARN", "CRITICAL": "ERROR"}
 _CLOSE_S = 1.0
 
 
+class Format(StrEnum):
+    """What a line looks like. TEXT is for a reader that notes the time itself, such as systemd's journal."""
+
+    TEXT = "text"
+    TIME = "time"
+    JSON = "json"
+
+
 class DaemonLog(logging.Handler):
     """A logging handler that a slow or stuck stderr cannot hold up."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, format_: Format) -> None:
         super().__init__()
-        self._as_json = as_json
+        self._format = format_
         self._queue: queue.Queue[str | None] = queue.Queue(QUEUE_MAX)
         self._dropped = 0
         self._thread = threading.Thread(target=self._write_lines, name="daemon-log", daemon=True)
@@ -57,19 +67,24 @@ class DaemonLog(logging.Handler):
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + logging.Formatter().formatException(record.exc_info)
-        if not self._as_json:
+        return self._formatted(level, text, record.created, getattr(record, "fields", {}))
+
+    def _formatted(self, level: str, text: str, at_s: float, fields: dict[str, Any]) -> str:
+        if self._format is Format.TEXT:
             return f"[{level}] {text}\n"
-        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line = {"at": f"{at}.{int(record.msecs):03d}Z", "level": level, "message": text}
-        line.update(getattr(record, "fields", {}))
-        return json.dumps(line) + "\n"
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at_s))
+        at = f"{seconds}.{int(at_s % 1 * 1000):03d}Z"
+        if self._format is Format.TIME:
+            return f"{at} [{level}] {text}\n"
+        return json.dumps({"at": at, "level": level, "message": text, **fields}) + "\n"
 
     def _write_lines(self) -> None:
         while (line := self._queue.get()) is not None:
             dropped, self._dropped = self._dropped, 0
             try:
                 if dropped:
-                    sys.stderr.write(f"[WARN] {dropped} lines of this log were dropped\n")
+                    text = f"{dropped} lines of this log were dropped"
+                    sys.stderr.write(self._formatted("WARN", text, time.time(), {}))
                 sys.stderr.write(line)
                 sys.stderr.flush()
             except (OSError, ValueError):

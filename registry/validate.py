@@ -19,6 +19,7 @@ import msgspec
 from registry.config import Complaint, Config, ConfigError, Lines, load
 from registry.core.definition import Definition
 from registry.core.lifecycle import Reason
+from registry.host.activation import UNIX
 from registry.host.launch import DEFAULT_PATH, LaunchError, find_program, obstacles
 
 EX_CONFIG = 78
@@ -62,7 +63,11 @@ def machine_complaints(config: Config, inherited: Mapping[str, str]) -> tuple[Co
         for word in words
         if not _exists(word)
     )
-    return tuple(dict.fromkeys((*of_access, *of_hooks, *of_services)))
+    of_socket = (
+        _complaint(lines.of(("registry", "socket")), None, error)
+        for error in _folder_missing(config.registry.socket, "registry.socket")
+    )
+    return tuple(dict.fromkeys((*of_socket, *of_access, *of_hooks, *of_services)))
 
 
 def _complaint(
@@ -82,8 +87,19 @@ def _in_the_way(
         for error in obstacles(reload, env, inherited):
             if error.key == "cmd":
                 yield LaunchError(error.reason, error.message, "reload")
+    for socket in definition.sockets:
+        if socket.address.startswith(UNIX):
+            yield from _folder_missing(socket.address.removeprefix(UNIX), "sockets")
     if os.geteuid() != 0:
         yield from _privileges(definition)
+
+
+def _folder_missing(path: str, key: str) -> Iterator[LaunchError]:
+    """Why a socket cannot be made at `path`."""
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        message = f"there is no folder {folder}; make it, or choose another path"
+        yield LaunchError(Reason.SOCKET_FOLDER_MISSING, message, key)
 
 
 def _privileges(definition: Definition) -> Iterator[LaunchError]:

@@ -151,7 +151,8 @@ class LogsParams(Params, frozen=True):
 
 
 class EventsParams(Params, frozen=True):
-    """Events with a sequence number above `since`, oldest first, of one service or type where named.
+    """Events with a sequence number above `since`, oldest first, of what `service` means (as in `start`) and of
+    one `type`, where named.
 
     Without `follow` at most `limit`; a negative `since` counts back from the end. With `follow` a stream
     of pages without an end.

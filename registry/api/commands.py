@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import signal
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from registry.api.actions import (
 )
 from registry.api.names import find, select
 from registry.api.protocol import Handler
+from registry.config.complaints import suggestion
 from registry.core import inputs as inp
 from registry.core.dependencies import is_settled
 from registry.core.events import Actor, RequestDone
@@ -232,9 +232,9 @@ def _signal_name(given: str) -> str:
         return numbers[word]
     name = word if word.startswith("SIG") else f"SIG{word}"
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f", did you mean {close[0]}?" if close else "; write for example HUP"
-        raise ApiError(ErrorCode.INVALID_PARAMS, f"signal: '{given[:64]}' is none{hint}")
+        hint = suggestion(name, names, "; write for example HUP", prefix="SIG")
+        message = f"signal: there is no signal '{given[:64]}'{hint}"
+        raise ApiError(ErrorCode.INVALID_PARAMS, message)
     return name
 
 

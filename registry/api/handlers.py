@@ -36,9 +36,10 @@ from registry.api.growth import Growth, LogLine, Source
 from registry.api.growth import read as read_logs
 from registry.api.names import ALL, find, select, unknown
 from registry.api.protocol import Handler
+from registry.config.complaints import suggestion
 from registry.core.definition import Check, Definition
 from registry.core.dependencies import is_settled
-from registry.core.events import Actor, Defined, OutputEnded, Record, Redefined, Spawned
+from registry.core.events import TYPES, Actor, Defined, OutputEnded, Record, Redefined, Spawned
 from registry.core.lifecycle import State
 from registry.core.service import Service
 from registry.host.capabilities import FALLBACKS, Capabilities
@@ -206,6 +207,9 @@ class Handlers:
     async def _events(
         self, params: EventsParams, _peer: Peer
     ) -> list[EventRecord] | AsyncIterator[list[EventRecord]]:
+        if params.type is not None and params.type not in TYPES:
+            message = f"type: there is no type '{params.type[:64]}'{suggestion(params.type, TYPES)}"
+            raise ApiError(ErrorCode.INVALID_PARAMS, message)
         names = await self._whose(params.service)
         if params.follow:
             return self._follow(params, names)

@@ -138,8 +138,13 @@ def _command_target(rest: str, root: Path) -> str:
     try:
         words = shlex.split(rest)
     except ValueError as error:
-        raise Wrong(f"cannot be split into words: {error}") from None
+        raise Wrong(
+            f"found {found(f'cmd:{rest}')}, which cannot be split into words: {error}"
+        ) from None
     if not words or not words[0].strip():
-        raise Wrong('names no program; write for example "cmd:./scripts/queue_short.sh"')
+        example = '"cmd:./scripts/queue_short.sh"'
+        raise Wrong(
+            f"found {found(f'cmd:{rest}')}, which names no program; write for example {example}"
+        )
     absolute = argv(words, root)
     return f"cmd:{rest}" if absolute[0] == words[0] else f"cmd:{shlex.join(absolute)}"

@@ -10,12 +10,18 @@ import difflib
 import json
 import re
 from collections.abc import Collection
+from itertools import zip_longest
 from pathlib import Path
 
 import msgspec
 
 from registry.config.lines import Place, line_of, lines_of
 
+_LISTED = "; known here: "
+_LIST_REPEATED_MAX = 80
+"""Characters of a list of what there is that is told more than once in a file."""
+_NUMBERED = "health_check"
+"""The key whose tables are told apart by their numbers where it is a list."""
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -118,10 +124,22 @@ class Sheet:
         """Everything noted, once each, in the order of the files."""
         found = [(self._finder.line(each.place), each) for each in dict.fromkeys(self._faults)]
         found.sort(key=lambda pair: (pair[0][0], pair[0][2]))
+        listed: set[tuple[str, str]] = set()
         return tuple(
-            Complaint(file, line, each.service, each.key or None, each.message)
+            Complaint(file, line, each.service, each.key or None, _once(each.message, file, listed))
             for (_, file, line), each in found
         )
+
+
+def _once(message: str, file: str, listed: set[tuple[str, str]]) -> str:
+    """`message` without its list of what there is, where that is long and among those `listed` in this file."""
+    what, _, list_ = message.partition(_LISTED)
+    if len(list_) <= _LIST_REPEATED_MAX:
+        return message
+    if (file, list_) in listed:
+        return f"{what}{_LISTED}as above"
+    listed.add((file, list_))
+    return message
 
 
 def in_file(place: Place) -> tuple[int, Place]:
@@ -131,21 +149,33 @@ def in_file(place: Place) -> tuple[int, Place]:
 
 
 def dotted(place: Place) -> str:
-    """`place` as people write it: without the numbers of files, services and elements."""
+    """`place` as people write it: without the numbers of files, services and (but for checks) elements."""
     _, within = in_file(place)
     if within[:1] == ("service",):
         within = within[2:]
-    return ".".join(_shown(part) for part in within if isinstance(part, str))
+    return ".".join(
+        _shown(part, after)
+        for part, after in zip_longest(within, within[1:])
+        if isinstance(part, str)
+    )
 
 
-def _shown(key: str) -> str:
-    return key if _BARE_KEY.fullmatch(key) else json.dumps(key)
+def _shown(key: str, after: str | int | None) -> str:
+    """`key`, and which of its tables where the next part is the number of one."""
+    number = f"#{after + 1}" if key == _NUMBERED and isinstance(after, int) else ""
+    return (key if _BARE_KEY.fullmatch(key) else json.dumps(key)) + number
 
 
-def suggestion(word: str, known: Collection[str], otherwise: str | None = None) -> str:
-    """`, did you mean 'x'?`; where nothing is like `word`, `otherwise` or else what there is."""
-    by_lower = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(word.lower(), by_lower, n=1)
+def suggestion(
+    word: str, known: Collection[str], otherwise: str | None = None, prefix: str = ""
+) -> str:
+    """`, did you mean 'x'?`; where nothing is like `word`, `otherwise` or else what there is.
+
+    A `prefix` that all have makes none of them alike.
+    """
+    start = prefix.lower()
+    by_rest = {each.lower().removeprefix(start): each for each in known}
+    close = difflib.get_close_matches(word.lower().removeprefix(start), by_rest, n=1)
     if close:
-        return f", did you mean '{by_lower[close[0]]}'?"
-    return f"; known here: {', '.join(known)}" if otherwise is None else otherwise
+        return f", did you mean '{by_rest[close[0]]}'?"
+    return f"{_LISTED}{', '.join(known)}" if otherwise is None else otherwise

@@ -14,6 +14,9 @@ from registry.config.lines import Place
 from registry.config.services import Declared
 from registry.core.definition import Condition, Definition, Dependency, Policy
 
+_TOLD_MAX = 8
+"""Steps of a circle that are told one by one."""
+
 
 def resolve(sheet: Sheet, declared: Sequence[Declared]) -> list[Service]:
     """Every service with its dependencies; a name declared with instances stands for all of them."""
@@ -114,10 +117,18 @@ def _refuse_circles(
         start = circle.index(min(circle, key=order.__getitem__))
         circle = circle[start:] + circle[:start]
         pairs = list(zip(circle, [*circle[1:], circle[0]], strict=True))
-        told = ", ".join(f"{name} needs {needed}" for name, needed in pairs)
-        sheet.refuse(needs[circle[0]][pairs[0][1]], circle[0], f"{told}: break the circle")
+        told = f"{_spelled_out(pairs)}: break the circle"
+        sheet.refuse(needs[circle[0]][pairs[0][1]], circle[0], told)
         for name, needed in pairs:
             needs[name].pop(needed, None)
+
+
+def _spelled_out(pairs: Sequence[tuple[str, str]]) -> str:
+    """Who needs whom; of many the first ones and the last."""
+    told = [f"{name} needs {needed}" for name, needed in pairs]
+    if len(told) > _TOLD_MAX:
+        told = [*told[: _TOLD_MAX - 1], f"... ({len(told) - _TOLD_MAX} more)", told[-1]]
+    return ", ".join(told)
 
 
 def _needs(declared: Declared, by_name: Mapping[str, Declared]) -> dict[str, Place]:

@@ -193,7 +193,7 @@ def _text(path: Path) -> str:
     except (OSError, ValueError) as error:
         raise ConfigError(_complaint(path, 0, f"cannot be read: {_reason(error)}")) from None
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")  # some editors put a byte order mark before it
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         message = f"byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"

@@ -126,7 +126,8 @@ def read_own(section: Section, service: Service, root: Path) -> Service:
 def _privileges(section: Section, definition: Definition) -> Definition:
     """Whom it runs as, and what it may."""
     accounts = values.each(values.account, '["adm", "ssl-cert"]')
-    known = values.word(CAPABILITIES, 'the name of a capability, such as "CAP_NET_BIND_SERVICE"')
+    what = 'the name of a capability, such as "CAP_NET_BIND_SERVICE"'
+    known = values.word(CAPABILITIES, what, prefix="CAP_")
     capabilities = values.each(known, '["CAP_NET_BIND_SERVICE"]')
     return msgspec.structs.replace(
         definition,

@@ -11,13 +11,37 @@ from typing import NamedTuple, TypeVar
 
 from registry.config.complaints import Sheet, dotted, suggestion
 from registry.config.lines import Place
-from registry.config.values import Wrong, found
+from registry.config.values import Wrong, WrongElements, found
 
 T = TypeVar("T")
 
 _SHORT_FORMS = {"restart": "policy", "stop": "timeout", "logs": "enabled"}
 _ALTERNATIVES = frozenset(["reload"])  # of tables of alternatives a service's own is the whole
 _INSTANCE = "{instance}"
+_BROUGHT_ALONG = {
+    **dict.fromkeys(["command", "exec", "execstart"], "cmd"),
+    **dict.fromkeys(["environment", "envs", "vars"], "env"),
+    "environmentfile": "env_file",
+    **dict.fromkeys(["workingdir", "workingdirectory", "directory", "chdir"], "cwd"),
+    **dict.fromkeys(["after", "requires", "wants", "bindsto", "needs"], "depends_on"),
+    **dict.fromkeys(["autorestart", "respawn"], "restart"),
+    "restartsec": "restart.delay",
+    **dict.fromkeys(["startretries", "startlimitburst"], "restart.limit"),
+    **dict.fromkeys(["startsecs", "timeoutstartsec"], "start_timeout"),
+    **dict.fromkeys(["stopgraceperiod", "stopwaitsecs", "timeoutstopsec"], "stop"),
+    **dict.fromkeys(["stopsignal", "killsignal"], "stop.signal"),
+    **dict.fromkeys(["execreload", "reloadsignal"], "reload"),
+    **dict.fromkeys(["numprocs", "replicas", "scale"], "instances"),
+    "exitcodes": "success_exit_codes",
+    **dict.fromkeys(["stdoutlogfile", "standardoutput", "logging"], "logs"),
+    "ulimits": "limits",
+    "limitnofile": "limits.nofile",
+    "nonewprivileges": "no_new_privs",
+    "oomscoreadjust": "oom_score_adj",
+    **dict.fromkeys(["capadd", "ambientcapabilities"], "capabilities"),
+    "type": "oneshot",
+}
+"""Keys as systemd, supervisord and Compose have them, in lower case and without `_`, and what is meant here."""
 
 
 class Item(NamedTuple):
@@ -133,6 +157,13 @@ def instance_places(item: Item) -> list[Place]:
     return places
 
 
+def _places(place: Place, wrong: Wrong) -> list[tuple[Place, Wrong]]:
+    """What is wrong with the value at `place`, and where in it."""
+    if isinstance(wrong, WrongElements):
+        return [((*place, number), each) for number, each in wrong.elements]
+    return [(place, wrong)]
+
+
 class Section:
     """One table. `service` is whose it is, for complaints."""
 
@@ -161,7 +192,8 @@ class Section:
         try:
             return parse(item.value)
         except Wrong as wrong:
-            self._sheet.refuse(item.place, self._service, str(wrong))
+            for place, each in _places(item.place, wrong):
+                self._sheet.refuse(place, self._service, str(each))
             return default
 
     def need(self, key: str, example: str) -> None:
@@ -203,11 +235,17 @@ class Section:
         own = [place for place in places if place[0] != "defaults"]
         self._sheet.refuse((own or places or [self.place])[0], self._service, message)
 
+    def _hint(self, key: str) -> str:
+        meant = _BROUGHT_ALONG.get(key.lower().replace("_", ""), "")
+        if meant.partition(".")[0] in self._known:
+            return f", did you mean '{meant}'?"
+        return suggestion(key, self._known)
+
     def close(self) -> None:
         """Complain about every key that nobody took."""
         for key, item in self._items.items():
             if key not in self._known:
-                hint = suggestion(key, self._known)
+                hint = self._hint(key)
                 self._sheet.note(
                     item.place, self._service, f"unknown key '{dotted(item.place)}'{hint}"
                 )

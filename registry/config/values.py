@@ -11,7 +11,7 @@ import math
 import re
 import shlex
 import signal
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
@@ -55,6 +55,14 @@ E = TypeVar("E", bound=StrEnum)
 
 class Wrong(Exception):
     """A value that cannot be used: what was found, what is wanted."""
+
+
+class WrongElements(Wrong):
+    """A list with elements that cannot be used: the number of each, from 0, and why."""
+
+    def __init__(self, *elements: tuple[int, Wrong]) -> None:
+        super().__init__(elements[0][1])
+        self.elements = elements
 
 
 def found(value: object) -> str:
@@ -209,23 +217,37 @@ def each(parse: Callable[[object], T], example: str) -> Callable[[object], tuple
     def parsed(value: object) -> tuple[T, ...]:
         if not isinstance(value, list):
             raise wanted(value, f"a list such as {example}")
-        elements = [parse(element) for element in value]
+        elements = all_of(parse, value)
         for element in elements:
             if elements.count(element) > 1:
                 raise Wrong(f"names '{element}' twice; once is enough")
-        return tuple(elements)
+        return elements
 
     return parsed
 
 
-def word(known: Collection[str], what: str) -> Callable[[object], str]:
-    """One of many `known` words, written exactly; `what` says what they are."""
+def all_of(parse: Callable[[object], T], elements: Sequence[object]) -> tuple[T, ...]:
+    """What each of `elements` comes to; or all that is wrong with them."""
+    parsed: list[T] = []
+    wrong: list[tuple[int, Wrong]] = []
+    for number, element in enumerate(elements):
+        try:
+            parsed.append(parse(element))
+        except Wrong as one:
+            wrong.append((number, one))
+    if wrong:
+        raise WrongElements(*wrong)
+    return tuple(parsed)
+
+
+def word(known: Collection[str], what: str, prefix: str = "") -> Callable[[object], str]:
+    """One of many `known` words, written exactly; `what` says what they are, `prefix` how all of them begin."""
 
     def parse(value: object) -> str:
         if not isinstance(value, str):
             raise wanted(value, what)
         if value not in known:
-            raise Wrong(f"found {found(value)}{suggestion(value, known)}")
+            raise Wrong(f"found {found(value)}{suggestion(value, known, prefix=prefix)}")
         return value
 
     return parse
@@ -249,7 +271,8 @@ def signal_name(value: object) -> str:
     known = signal.Signals.__members__
     name = value if value.startswith("SIG") else f"SIG{value}"
     if name not in known:
-        raise Wrong(f"found {found(value)}, no signal here{suggestion(name, known)}")
+        hint = suggestion(name, known, '; write for example "SIGTERM" or "HUP"', prefix="SIG")
+        raise Wrong(f"found {found(value)}, no signal here{hint}")
     return known[name].name
 
 
@@ -257,7 +280,7 @@ def exit_codes(value: object) -> tuple[int, ...]:
     """Exit codes and signal names that count as success; 0 always does."""
     if not isinstance(value, list):
         raise wanted(value, 'a list such as [0, 3, "SIGTERM"]')
-    return tuple(dict.fromkeys([0, *map(_exit_code, value)]))
+    return tuple(dict.fromkeys([0, *all_of(_exit_code, value)]))
 
 
 def _exit_code(value: object) -> int:
@@ -349,7 +372,7 @@ def command(root: Path) -> Callable[[object], tuple[str, ...]]:
             raise Wrong(f"found a string, want a list of strings{_as_list(value)}")
         if not isinstance(value, list):
             raise wanted(value, 'a list of strings, such as ["python3", "-m", "http.server"]')
-        return argv([_argument(each) for each in value], root)
+        return argv(list(all_of(_argument, value)), root)
 
     return parse
 

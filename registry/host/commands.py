@@ -10,7 +10,8 @@ import contextlib
 import os
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -19,22 +20,51 @@ from registry.host import gate
 from registry.host.gate import Gated
 from registry.host.launch import Launch, LaunchError
 
+SAID_MAX = 4096
+_PIPE = 65_536
+"""Bytes that a pipe holds: pipe(7)."""
+
 
 class Commands:
-    """The commands under way. `spawn` takes a launch and its input; `led` are the leaders that live."""
+    """The commands under way. `spawn` takes a launch, its input and the path of its output; `fifo` is that of `Kept`.
+
+    `led` are the leaders that live.
+    """
 
     def __init__(
-        self, folder: Path, spawn: Callable[[Launch, int | None], Gated], led: set[int]
+        self,
+        folder: Path,
+        spawn: Callable[[Launch, int | None, str], Gated],
+        fifo: Callable[[int | None], AbstractContextManager[tuple[str, int]]],
+        led: set[int],
     ) -> None:
         self._folder = folder
         self._spawn = spawn
+        self._fifo = fifo
         self._led = led
         self._running: dict[int, asyncio.Future[int]] = {}
 
-    async def run(self, launch: Launch, timeout_s: float, stdin: bytes | None) -> int:
-        """Run a command to its end: its exit code, negative for a signal. Raises TimeoutError, LaunchError."""
+    async def run(
+        self, launch: Launch, timeout_s: float, stdin: bytes | None, said: bytearray | None = None
+    ) -> int:
+        """Run a command to its end: its exit code, negative for a signal. Raises TimeoutError, LaunchError.
+
+        Into `said` goes the last of its output, SAID_MAX bytes at most; without it none is read.
+        """
         launch = msgspec.structs.replace(launch, descriptors=(), own_pid=())
-        gated = self._spawn_reading(launch, stdin)
+        if said is None:
+            return await self._run(
+                launch, self._spawn_reading(launch, stdin, os.devnull), timeout_s
+            )
+        try:
+            with self._fifo(launch.uid) as (path, output):
+                gated = self._spawn_reading(launch, stdin, path)
+        except OSError as error:
+            raise gate.refusal(error) from None
+        with _heard(output, said):
+            return await self._run(launch, gated, timeout_s)
+
+    async def _run(self, launch: Launch, gated: Gated, timeout_s: float) -> int:
         ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._running[gated.pid] = ended
         self._led.add(gated.pid)
@@ -52,15 +82,15 @@ class Commands:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(gated.pid, signal.SIGKILL)
 
-    def _spawn_reading(self, launch: Launch, stdin: bytes | None) -> Gated:
+    def _spawn_reading(self, launch: Launch, stdin: bytes | None, output: str) -> Gated:
         if stdin is None:
-            return self._spawn(launch, None)
+            return self._spawn(launch, None, output)
         try:
             # a file, not a pipe: a command that does not read must not make us wait
             with tempfile.TemporaryFile(dir=self._folder, buffering=0) as file:
                 file.write(stdin)
                 file.seek(0)
-                return self._spawn(launch, file.fileno())
+                return self._spawn(launch, file.fileno(), output)
         except OSError as error:
             raise gate.refusal(error) from None
 
@@ -73,3 +103,25 @@ class Commands:
         if not ended.done():
             ended.set_result(code)
         return True
+
+
+@contextlib.contextmanager
+def _heard(output: int, said: bytearray) -> Iterator[None]:
+    """Read all that comes to `output` within the block, so that nobody waits for it; the last of it is in `said`."""
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(output, _PIPE)
+            said.extend(data)
+            del said[:-SAID_MAX]
+            if not data:
+                loop.remove_reader(output)
+
+    loop.add_reader(output, read)
+    try:
+        yield
+    finally:
+        read()
+        loop.remove_reader(output)
+        os.close(output)

@@ -34,6 +34,8 @@ from registry.host import http_probe
 
 FIRST_ATTEMPT_AFTER_S = 0.05
 FIRST_RETRY_AFTER_S = 0.1
+FIRST_WHEN_READY_S = 1.0
+"""A check that has never succeeded is asked so soon once its service is ready, at the service's place within."""
 LATE_S = 0.5
 """A wake-up later than this means that this process, not the service, stood still."""
 
@@ -247,7 +249,10 @@ class Prober:
             watch.task.add_done_callback(self._task_ended)
 
     def became_ready(self, service: str) -> None:
-        """From now on each check is asked at its interval, at the service's place within it."""
+        """From now on each check is asked at its interval, at the service's place within it.
+
+        One that has never succeeded is asked soon, too.
+        """
         if watch := self._watches.get(service):
             watch.become_ready(self._spread(service))
 
@@ -364,7 +369,7 @@ class _Watch:
         self._ready = True
         now_s = self._loop.time()
         for asked in self._asked:
-            asked.take_place(now_s, now_s + asked.check.interval_s * phase)
+            asked.become_ready(now_s, phase)
         if self._waiting is not None:
             _wake(self._waiting)
         self.listen()
@@ -462,22 +467,26 @@ class _Asked:
     due_s: float
     retry_s: float
     steady: bool = False
-    place_s: float = math.nan
-    """One of the times at which it is due while it is steady."""
+    place_s: float = 0.0
+    """One of the times, an interval apart, at which it is due while it is steady."""
 
-    def take_place(self, now_s: float, place_s: float) -> None:
-        """From now on due at `place_s` and every interval after it; who has never succeeded, soon as well."""
-        soon_s = place_s if self.steady else min(self.due_s, now_s + FIRST_STEADY_WITHIN_S)
-        self.steady, self.place_s, self.due_s = True, place_s, min(soon_s, place_s)
+    def become_ready(self, now_s: float, phase: float) -> None:
+        """Due at its place within the interval; sooner where it has never succeeded: others may wait for that."""
+        interval_s = self.check.interval_s
+        within_s = interval_s if self.steady else min(interval_s, FIRST_WHEN_READY_S)
+        self.place_s = now_s + interval_s * phase
+        self.due_s = now_s + within_s * phase
+        self.steady = True
 
     def set_next(self, now_s: float, steady: bool) -> None:
         if steady and not self.steady:
             self.steady, self.place_s = True, self.due_s
         if self.steady:
-            # The first of its places that is still to come; the one just set, where it became
-            # ready in the middle of the attempt.
+            # The first of its places still to come. Not one close to an attempt that came sooner: who is
+            # slow to begin is not to fail twice for it.
             interval_s = self.check.interval_s
-            self.due_s = self.place_s + ((now_s - self.place_s) // interval_s + 1) * interval_s
+            after_s = max(now_s, self.due_s + interval_s / 2)
+            self.due_s = self.place_s + ((after_s - self.place_s) // interval_s + 1) * interval_s
         else:
             self.due_s = now_s + self.retry_s
             self.retry_s = min(self.retry_s * 2, self.check.interval_s)

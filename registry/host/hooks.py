@@ -2,7 +2,8 @@
 
 * A hook delays nothing: `committed` only queues, and `RUNNING_MAX` are carried out at once. What finds `QUEUE_MAX`
   waiting is dropped, counted and said.
-* It is told once. One that fails is a line in the daemon's log, and one that runs when the daemon dies is gone.
+* It is told once. One that fails is a line in the daemon's log, with the last line that it wrote; nothing else of
+  its output is kept. One that runs when the daemon dies is gone.
 * On its standard input is one line of JSON: {"event": {...}, "host": "..."}, the event as the socket's `events` has it.
   In its environment is `CIRCLEOSD_EVENT` (the event's type), `CIRCLEOSD_SERVICE` (where it is of a service) and
   `CIRCLEOSD_SOCKET` (where the registry can be asked for more).
@@ -29,6 +30,8 @@ QUEUE_MAX = 100
 """Hooks that may wait for their turn."""
 TELL_S = 60.0
 """How often at most is said that hooks were dropped."""
+LINE_MAX = 200
+"""Characters of what a hook that failed said last."""
 ALL = "all"
 TAG = "tag:"
 
@@ -39,7 +42,7 @@ class Hook(msgspec.Struct, frozen=True):
     """One declared hook: run `cmd` in `cwd` for events of the types `on`, for `timeout_s` at most.
 
     `services` are names (that of instances means each of them), globs, `tag:TAG` or `all`; empty is every event,
-    also those that are of no service.
+    also those that are of no service. `place` is where it is declared, as FILE:LINE, for the log.
     """
 
     on: tuple[str, ...]
@@ -47,12 +50,12 @@ class Hook(msgspec.Struct, frozen=True):
     services: tuple[str, ...] = ()
     timeout_s: float = 10.0
     cwd: str = "/"
+    place: str = ""
 
 
 class _Call(msgspec.Struct, frozen=True):
-    """One event that one hook is to be told of; `number` is the hook's place in the file, from 1."""
+    """One event that one hook is to be told of."""
 
-    number: int
     hook: Hook
     record: Record
 
@@ -60,7 +63,8 @@ class _Call(msgspec.Struct, frozen=True):
         # not its arguments: an address to post to is often a secret
         of = f" of {self.record.service}" if self.record.service else ""
         what = f"{self.record.type}{of}, event {self.record.seq}"
-        return f"[[hook]] {self.number} ({self.hook.cmd[0]}; {what})"
+        place = f"{self.hook.place}: " if self.hook.place else ""
+        return f"{place}[[hook]] ({self.hook.cmd[0]}; {what})"
 
 
 class Hooks:
@@ -68,17 +72,18 @@ class Hooks:
 
     `run` carries out a hook with these bytes on its standard input: its exit code, negative for a signal. It keeps
     `timeout_s`, and raises TimeoutError when it had to kill the hook, any other error when that could not be run.
+    The last of what the hook writes it puts into the bytearray that it is given.
     """
 
     def __init__(
         self,
         hooks: Sequence[Hook],
-        run: Callable[[Hook, bytes], Awaitable[int]],
+        run: Callable[[Hook, bytes, bytearray], Awaitable[int]],
         tags_of: Callable[[str], Iterable[str]],
     ) -> None:
         self._run = run
         self._tags_of = tags_of
-        self._hooks: dict[str, list[tuple[int, Hook]]] = {}
+        self._hooks: dict[str, list[Hook]] = {}
         self._waiting: deque[_Call] = deque()
         self._workers: set[asyncio.Task[None]] = set()
         self._dropped = 0
@@ -87,21 +92,21 @@ class Hooks:
 
     def set(self, hooks: Sequence[Hook]) -> None:
         """From now on these are told; what waits already is still told as before."""
-        by_type: defaultdict[str, list[tuple[int, Hook]]] = defaultdict(list)
-        for number, hook in enumerate(hooks, start=1):
+        by_type: defaultdict[str, list[Hook]] = defaultdict(list)
+        for hook in hooks:
             for type_ in dict.fromkeys(hook.on):
-                by_type[type_].append((number, hook))
+                by_type[type_].append(hook)
         self._hooks = dict(by_type)
 
     def committed(self, record: Record) -> None:
         """Queue the hooks that are to be told of an event. Never blocks, never raises."""
-        for number, hook in self._hooks.get(record.type, ()):
+        for hook in self._hooks.get(record.type, ()):
             try:
                 if self._matches(hook, record.service):
-                    self._queue(_Call(number, hook, record))
+                    self._queue(_Call(hook, record))
             except Exception:
                 # whatever it is: a hook is not to end supervision
-                _log.exception("[[hook]] %d cannot be told of event %d", number, record.seq)
+                _log.exception("%s cannot be told", _Call(hook, record))
 
     async def close(self, within_s: float = 0.0) -> None:
         """Take no more events, give what runs and waits `within_s`, cancel the rest, wait until it is gone."""
@@ -145,8 +150,9 @@ class Hooks:
             self._workers.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     async def _carry_out(self, call: _Call) -> None:
+        said = bytearray()
         try:
-            code = await self._run(call.hook, _told(call.record))
+            code = await self._run(call.hook, _told(call.record), said)
         except TimeoutError:
             trouble = f"was killed: it took longer than {call.hook.timeout_s:g} s"
         except Exception as error:
@@ -156,7 +162,7 @@ class Hooks:
             trouble = f"ended with exit code {code}" if code > 0 else f"was ended by signal {-code}"
             if code == 0:
                 return
-        _log.warning("%s %s", call, trouble)
+        _log.warning("%s %s%s", call, trouble, _last_line(said))
 
     def _tell_dropped(self) -> None:
         """Say how many were dropped, and look again later, until none were."""
@@ -169,6 +175,15 @@ class Hooks:
         if self._dropped:
             _log.warning("Hooks dropped, since %d wait already: %d", QUEUE_MAX, self._dropped)
             self._dropped = 0
+
+
+def _last_line(said: bytearray) -> str:
+    """The last line that says something, for behind what happened."""
+    lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
+    if not lines:
+        return ""
+    shown = (char if char.isprintable() else ascii(char)[1:-1] for char in lines[-1][:LINE_MAX])
+    return f", said last: {''.join(shown)}"
 
 
 def environment(told: bytes) -> dict[str, str]:

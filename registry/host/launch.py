@@ -186,6 +186,8 @@ def _resolve(
             return instead
 
     identity = attempt(lambda: _identity(definition), _Identity(_own_entry()))
+    if found:
+        found[:] = _missing_accounts(definition) or found
     cwd = attempt(lambda: _folder(definition.cwd), definition.cwd)
     extra = attempt(lambda: _extra(definition), dict[str, str]())
     complete = {**_basics(identity, inherited), **extra, **env}
@@ -247,6 +249,21 @@ def _identity(definition: Definition) -> _Identity:
     if groups is None:
         groups = set(os.getgrouplist(entry.pw_name, gid))
     return _Identity(entry, uid, gid, tuple(sorted(groups)))
+
+
+def _missing_accounts(definition: Definition) -> list[LaunchError]:
+    """Every user and group asked for that this machine does not have."""
+    asked = [("user", definition.user), ("group", definition.group)]
+    asked += [("groups", group) for group in definition.groups or ()]
+    missing = []
+    for key, account in asked:
+        try:
+            if account:
+                _ = _entry(definition) if key == "user" else _gid(account, key)
+        except LaunchError as error:
+            if error.key == key:  # a user without an entry has his group looked up, too
+                missing.append(error)
+    return missing
 
 
 def _groups(definition: Definition, gid: int) -> set[int] | None:

@@ -186,8 +186,11 @@ class Machine:
         commands = self._commands(service.definition, service.run)
         return await self._prober.once(service.name, service.definition.checks, commands)
 
-    async def run_hook(self, hook: Hook, told: bytes) -> int:
-        """Run a hook as the registry's own user; its exit code. Raises TimeoutError, LaunchError."""
+    async def run_hook(self, hook: Hook, told: bytes, said: bytearray) -> int:
+        """Run a hook as the registry's own user; its exit code, and in `said` the last that it wrote.
+
+        Raises TimeoutError, LaunchError.
+        """
         env = {name: os.environ[name] for name in _HOOKS_INHERIT if name in os.environ}
         env |= hooks.environment(told)
         env["CIRCLEOSD_SOCKET"] = self._socket_path
@@ -195,7 +198,7 @@ class Machine:
         program = find_program(hook.cmd[0], env.get("PATH", DEFAULT_PATH), hook.cwd)
         argv = (program, *hook.cmd[1:])
         launch = Launch(argv, env, hook.cwd, 0o077, None, None, (), self._files_max)
-        return await self._runner.run_command(launch, hook.timeout_s, stdin=told)
+        return await self._runner.run_command(launch, hook.timeout_s, stdin=told, said=said)
 
     def _holds_too_much(self, service: str, run: int, held: int) -> None:
         self._observe(service, MemoryFound(run=run, bytes=held))

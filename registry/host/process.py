@@ -57,7 +57,7 @@ class Runner:
         self._setpriv = find_setpriv() if capabilities.setpriv else None
         self._groups = Groups(capabilities)
         self._kept = Kept(folder, keeper)
-        self._commands = Commands(folder, self._spawn_gated, self._groups.led)
+        self._commands = Commands(folder, self._spawn_gated, self._kept.fifo, self._groups.led)
         self._observe = observe
         self._processes: dict[tuple[str, int], Process] = {}
         self._by_number: dict[int, Process] = {}
@@ -508,14 +508,20 @@ class Runner:
         return self._groups.memory(process) if process is not None else None
 
     async def run_command(
-        self, launch: Launch, timeout_s: float, *, stdin: bytes | None = None
+        self,
+        launch: Launch,
+        timeout_s: float,
+        *,
+        stdin: bytes | None = None,
+        said: bytearray | None = None,
     ) -> int:
         """Run a command to its end as a service would run: its exit code, negative for a signal.
 
         Its standard input is the text `stdin`, or /dev/null; it is given no `descriptors`. Raises TimeoutError
-        when it was killed, with its group, at the time limit; LaunchError when it could not be run.
+        when it was killed, with its group, at the time limit; LaunchError when it could not be run. The last of
+        its output goes into `said`, the rest nowhere.
         """
-        return await self._commands.run(launch, timeout_s, stdin)
+        return await self._commands.run(launch, timeout_s, stdin, said)
 
 
 def ended(

@@ -1,10 +1,10 @@
 """How the output of runs ended, into the journal: the last lines of those that ended ill, and what was lost.
 
-Of a run that ended clean, or was stopped as somebody asked, nothing is said unless output was lost: a
-oneshot that runs every second must not fill the journal. No restart waits for any of this. An output
-that has ended is dealt with once the end of its run's main process is committed; then the keeper may
-forget it (`heard`), so that a registry that dies in between leaves it to the next one, which looks
-first whether the journal has it already.
+Of a run that ended clean, or was stopped as somebody asked (it, or what it follows), nothing is said
+unless output was lost: a oneshot that runs every second must not fill the journal. No restart waits for
+any of this. An output that has ended is dealt with once the end of its run's main process is committed;
+then the keeper may forget it (`heard`), so that a registry that dies in between leaves it to the next
+one, which looks first whether the journal has it already.
 """
 
 from __future__ import annotations
@@ -28,7 +28,15 @@ WAITING_MAX = 1000
 """Ends that may wait to be looked at; of what comes beyond, nothing is said."""
 
 _AS_ASKED = frozenset(
-    {Reason.REQUESTED, Reason.RESTART_REQUESTED, Reason.SHUTDOWN, Reason.REMOVED, Reason.AUTOSTART}
+    {
+        Reason.REQUESTED,
+        Reason.RESTART_REQUESTED,
+        Reason.DEPENDENCY,
+        Reason.REDEFINED,
+        Reason.SHUTDOWN,
+        Reason.REMOVED,
+        Reason.AUTOSTART,
+    }
 )
 
 _log = logging.getLogger(__name__)

@@ -168,6 +168,7 @@ def record() -> Callable[..., dict[str, Any]]:
             "restarts": 2,
             "waiting_for": None,
             "next_restart_at": None,
+            "message": None,
             **changes,
         }
 

@@ -307,7 +307,7 @@ def test_an_apply_that_does_not_settle_tells_what_was_done_and_who_is_late(
     fake, circlectl, record, refusal
 ) -> None:
     late = record("db", status="Restarting", reason="crash_looping", pid=None)
-    data = {"plan": PLAN | {"warnings": ["odd"]}, "services": [record(), late]}
+    data = {"plan": PLAN | {"warnings": ["odd"]}, "services": [late]}
     message = "applied, and not settled within 5 s"
     fake.answers["apply"] = [refusal("timed_out", message, data)]
     ended = circlectl("apply", "--timeout", "5s")

@@ -64,8 +64,37 @@ def test_at_80_columns_no_line_is_longer(fake, circlectl, record, screen_at) -> 
     fake.answers["list_services"] = [[record(), limited]]
     lines = circlectl("list").out.splitlines()
     assert max(len(_plain(line)) for line in lines) <= 80
-    assert lines[-1].startswith("    \u2514 restart limit reached; circlectl start nnn")
-    assert lines[-1].endswith("n\u2026")
+    assert lines[-3:] == [
+        "    \u2514 restart limit reached; circlectl start",
+        f"      {long_name} tries",
+        "      again",
+    ]
+
+
+def test_what_is_endless_has_three_lines_below(fake, circlectl, event, screen_at) -> None:
+    screen_at(80, NO_COLOR="1")
+    data = {"lines": ["word " * 200]}
+    fake.answers["events"] = [[event(7, type="output_ended", source=None, dest=None, data=data)]]
+    _row, first, second, third = circlectl("events").out.splitlines()
+    assert first.startswith("     \u2514 said last: word word")
+    assert second.startswith("       word word")
+    assert third.endswith("word\u2026")
+
+
+def test_status_wraps_what_was_said_under_its_column(fake, circlectl, detailed, screen_at) -> None:
+    screen_at(60, NO_COLOR="1")
+    message = "cannot listen at 127.0.0.1:8099: the address is in use; end the program that has it"
+    last_words = {"run": 2, "at": OLD, "dropped": 0, "lines": ["    at line " + "nine " * 20]}
+    fake.answers["status"] = [
+        {**detailed, "message": message, "last_words": last_words, "checks": []}
+    ]
+    out = circlectl("status", "web").out
+    assert (
+        "            cannot listen at 127.0.0.1:8099: the address is\n"
+        "            in use; end the program that has it\n"
+    ) in out
+    assert "                at line nine nine" in out
+    assert max(map(len, out.splitlines())) <= 60
 
 
 def test_what_the_encoding_lacks_is_drawn_in_ascii(fake, circlectl, record, screen_at) -> None:
@@ -261,12 +290,18 @@ def test_health_has_a_line_a_check(fake, circlectl, detailed) -> None:
     fake.answers["health"] = [
         [detailed, {"name": "db", "health": None, "since": None, "checks": []}]
     ]
-    ended = circlectl("health")
-    _header, web, db = ended.out.splitlines()
+    _header, web = circlectl("health").out.splitlines()
     assert web.startswith("web   http   unhealthy  12.3 ms")
     assert web.endswith("connection refused (http://127.0.0.1:8080/)")
-    assert db.endswith("no check is declared")
     assert "service" not in fake.requests[0]
+    _header, _web, db = circlectl("health", "web", "db").out.splitlines()
+    assert db.endswith("no check is declared")
+
+
+def test_that_no_service_has_a_check_is_said(fake, circlectl) -> None:
+    fake.answers["health"] = [[{"name": "db", "health": None, "since": None, "checks": []}]]
+    assert circlectl("health").out.startswith("no checks are declared; ")
+    assert len(json.loads(circlectl("health", "--json").out)) == 1
 
 
 def test_health_asks_for_the_names_that_were_given(fake, circlectl) -> None:

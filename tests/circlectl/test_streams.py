@@ -57,14 +57,20 @@ def test_logs_are_the_last_lines_or_those_chosen(fake, circlectl, arguments, ask
     assert fake.requests == [{"action": "logs", **asked}]
 
 
+@pytest.fixture
+def gone(refusal):
+    """Ends what follows; without it another registry would be asked, and another."""
+    return refusal("unknown_service", "there is no service 'web'")
+
+
 def stamped(service: str, line: str, run: int | None = 3) -> dict[str, object]:
     at = "2026-01-02T03:04:05.678901Z" if run is not None else None
     return {"service": service, "at": at, "run": run, "line": line}
 
 
-def test_lines_of_several_services_have_the_name_before_them(fake, circlectl, stream) -> None:
+def test_lines_of_several_services_have_the_name_before_them(fake, circlectl, stream, gone) -> None:
     lines = [stamped("web", "one"), stamped("db", "two", None)]
-    fake.answers["logs"] = [lines, lines, stream([lines]), lines]
+    fake.answers["logs"] = [lines, lines, stream([lines]), gone, lines]
     assert circlectl("logs", "web", "db").out == "web | one\ndb  | two\n"
     assert circlectl("logs", "web", "db", "-t").out == (
         "2026-01-02T03:04:05.678Z    #3 web | one\n-                            - db  | two\n"
@@ -73,9 +79,11 @@ def test_lines_of_several_services_have_the_name_before_them(fake, circlectl, st
     assert json.loads(circlectl("logs", "web", "db", "--json").out) == lines
 
 
-def test_chosen_lines_come_as_they_were_written_and_doubt_is_said(fake, circlectl, stream) -> None:
+def test_chosen_lines_come_as_they_were_written_and_doubt_is_said(
+    fake, circlectl, stream, gone
+) -> None:
     lines = [stamped("web", "one", None), stamped("web", "two")]
-    fake.answers["logs"] = [lines, lines[1:], lines[1:], stream([lines])]
+    fake.answers["logs"] = [lines, lines[1:], lines[1:], stream([lines]), gone]
     ended = circlectl("logs", "web", "--since", "03:14")
     assert ended.out == "one\ntwo\n"
     assert ended.err == (
@@ -101,10 +109,10 @@ def test_logs_that_make_no_sense_are_wrong_usage(circlectl, arguments, words) ->
     assert words in ended.err
 
 
-def test_lines_of_instances_have_their_names(fake, circlectl, stream) -> None:
+def test_lines_of_instances_have_their_names(fake, circlectl, stream, gone) -> None:
     page = [stamped("web@1", "one"), stamped("web@2", "two")]
     said = "web@1 | one\nweb@2 | two\n"
-    fake.answers["logs"] = [page, page, page, page, stream([page])]
+    fake.answers["logs"] = [page, page, page, page, stream([page]), gone]
     assert circlectl("logs", "web").out == said
     assert circlectl("logs", "web", "--run", "-1").out == said
     assert "#3 web@1 | one\n" in circlectl("logs", "web", "--times").out
@@ -118,18 +126,65 @@ def test_last_words_are_the_last_line_that_says_something(fake, circlectl, event
     assert "said last: ValueError: \\x1b[1mno" in circlectl("events").out
 
 
-def test_logs_as_json_are_an_array_and_followed_a_line_each(fake, circlectl, stream) -> None:
-    fake.answers["logs"] = [["a", "b"], stream([["a", "b"], ["c\n"]])]
+def test_logs_as_json_are_an_array_and_followed_a_line_each(fake, circlectl, stream, gone) -> None:
+    first, more = [stamped("web", "a"), stamped("web", "b")], [stamped("web", "c\n")]
+    fake.answers["logs"] = [["a", "b"], stream([first, more]), gone]
     assert circlectl("logs", "web", "--json").out == '["a","b"]\n'
     assert circlectl("logs", "web", "-f", "--json").out == '"a"\n"b"\n"c\\n"\n'
 
 
-def test_a_followed_log_ends_with_the_registry(fake, circlectl, stream) -> None:
-    fake.answers["logs"] = [stream([["a"]])]
-    ended = circlectl("logs", "web", "-f")
-    assert (ended.status, ended.out) == (69, "a\n")
-    assert ended.err == "circlectl: the registry has ended, and with it this log's stream\n"
-    assert fake.requests[0]["follow"] is True
+def seen(service: str, line: str, second: float, run: int | None = None) -> dict[str, object]:
+    return {"service": service, "at": f"2026-01-02T03:04:{second:09.6f}Z", "run": run, "line": line}
+
+
+def test_a_followed_log_goes_on_after_the_last_line_that_was_shown(
+    fake, circlectl, stream, refusal, gone
+) -> None:
+    before = [seen("web", "tick", second) for second in (20, 21, 22)]
+    # what the index says is a little earlier than what was seen; the service wrote on meanwhile
+    again = [seen("web", "tick", second - 0.1, 7) for second in (20, 21, 22, 23, 24)]
+    fake.answers["logs"] = [
+        stream([before[:1], before[1:]]),
+        refusal("shutting_down", "the registry is shutting down"),
+        stream([[*again, seen("web", "tock", 25, 8)], [seen("web", "tick", 26)]]),
+        gone,
+    ]
+    ended = circlectl("logs", "web", "-f", "-n", "1")
+    assert ended.out.split() == ["tick"] * 5 + ["tock", "tick"]
+    assert "going on when it is back" in ended.err
+    assert "the registry is back" in ended.err
+    first, *_, second, _last = fake.requests
+    assert (first["follow"], first["lines"]) == (True, 1)
+    assert second["since"] == "2026-01-02T03:04:12+00:00"
+    assert "lines" not in second
+
+
+def test_a_followed_log_knows_the_lines_of_each_service_again(
+    fake, circlectl, stream, gone
+) -> None:
+    web, db = seen("web", "same", 20), seen("db", "same", 15)
+    more = [seen("db", "same", 16, 2), seen("web", "new", 21, 2)]
+    fake.answers["logs"] = [stream([[db, web]]), stream([[db, web, *more]]), gone]
+    out = circlectl("logs", "web", "db", "-f").out.splitlines()
+    assert [line.split(" | ")[1] for line in out] == ["same", "same", "same", "new"]
+
+
+def test_of_a_log_that_showed_nothing_what_came_before_is_left_out(
+    fake, circlectl, stream, gone
+) -> None:
+    old, new = (
+        seen("web", "old", 20, 1),
+        {**seen("web", "new", 20, 1), "at": "2096-01-01T00:00:00Z"},
+    )
+    fake.answers["logs"] = [stream([[]]), stream([[old, new]]), gone]
+    assert circlectl("logs", "web", "-f", "-n", "0").out == "new\n"
+
+
+@pytest.mark.parametrize("follow", [[], ["-f"]])
+def test_where_no_registry_runs_logs_says_where_the_files_are(circlectl, follow) -> None:
+    ended = circlectl("logs", "web", *follow)
+    assert ended.status == 69
+    assert ended.err.endswith("; the files are there without it, by default in var/log\n")
 
 
 @pytest.mark.parametrize(
@@ -151,6 +206,20 @@ def test_events_are_the_last_ones_or_those_after_a_number(
     fake.answers["events"] = [[]]
     circlectl("events", *arguments)
     assert fake.requests == [{"action": "events", **asked}]
+
+
+def test_events_since_a_time_are_those_after_the_last_one_before_it(fake, circlectl, event) -> None:
+    early, late = "2026-01-02T03:04:05.999999Z", "2026-01-02T03:04:06.000000Z"
+    fake.answers["events"] = [[event(4, at=late)], [event(2, at=early)], [event(3, at=late)]]
+    circlectl("events", "--since", "2026-01-02T03:04:06Z")
+    asked = [(request["since"], request["limit"]) for request in fake.requests]
+    assert asked == [(-1, 1), (1, 1), (2, 1), (2, 1000)]
+
+
+def test_events_since_what_is_neither_number_nor_time_are_refused(circlectl) -> None:
+    ended = circlectl("events", "--since", "yesterday")
+    assert ended.status == 2
+    assert "is neither the number of an event nor a time; write for example 1200" in ended.err
 
 
 def test_an_event_is_a_line(fake, circlectl, event) -> None:
@@ -212,7 +281,7 @@ def test_followed_events_outlive_the_registry(listen, spawn, stream, event) -> N
 def test_a_stream_that_nobody_reads_ends_quietly(fake, spawn, stream) -> None:
     read, write = os.pipe()
     os.close(read)
-    fake.answers["logs"] = [stream([["a"]], stays=True)]
+    fake.answers["logs"] = [stream([[stamped("web", "a")]], stays=True)]
     following = spawn("logs", "web", "-f", stdout=write)
     os.close(write)
     assert following.stderr.read() == ""

@@ -55,6 +55,19 @@ def test_a_crash_loop_tells_its_attempt_and_its_next_start(record) -> None:
     assert words.detail(looping | {"attempt": 9}, THEN) == "crash-looping, attempt 9, next in 24 s"
 
 
+def test_a_failed_launch_tells_its_sentence_and_not_its_kind(record) -> None:
+    missing = record(reason="program_missing", message="there is no program 'x' in PATH=/bin")
+    assert words.detail(missing, THEN) == "there is no program 'x' in PATH=/bin"
+    taken = {"reason": "crash_looping", "next_restart_at": "2026-01-02T03:04:29.1Z"}
+    taken = record(**taken, message="cannot listen at [::1]:80: Address already in use")
+    said = "cannot listen at [::1]:80: Address already in use, next in 24 s"
+    assert words.detail(taken, THEN) == said
+
+
+def test_a_sentence_about_the_run_before_is_no_reason_of_this_one(record) -> None:
+    assert words.detail(record(reason="requested", message="not ready"), THEN) == "as requested"
+
+
 def test_a_restart_that_is_due_is_never_in_the_past(record) -> None:
     due = record(reason="exit_code", next_restart_at="2026-01-02T03:04:00Z")
     assert words.detail(due, THEN) == "exited with an error, next in 0 s"
@@ -106,6 +119,15 @@ def test_control_characters_are_shown_and_never_obeyed() -> None:
 )
 def test_well_is_who_is_where_it_is_wanted(record, changes, well) -> None:
     assert words.is_well(record(**changes)) is well
+
+
+def test_a_start_by_an_apply_says_that_it_is_newly_declared(event) -> None:
+    applied = {"type": "start_requested", "reason": "autostart", "dest": "Starting"}
+    by = {"uid": 0, "pid": 5, "program": "circlectl"}
+    assert words.event(event(7, **applied, actor=by))[-1].endswith(
+        ", started, newly declared, by uid 0 (circlectl)"
+    )
+    assert words.event(event(7, **applied))[-1].endswith(", started as declared")
 
 
 def test_an_event_tells_its_move_its_data_and_who_asked(event) -> None:

@@ -56,9 +56,9 @@ signal = "TREM"
         "7: unknown key 'defaults.restart.limits', did you mean 'limit'?",
         f"11: service 'web': cmd: found a string, want a list of strings: {words}",
         "12: service 'web': unknown key 'restrat', did you mean 'restart'?",
-        "14: service 'web': health_check: found the string \"htp://x\", unknown scheme, "
+        "14: service 'web': health_check#1: found the string \"htp://x\", unknown scheme, "
         "did you mean 'http:'?",
-        "16: service 'web': unknown key 'health_check.intervall', did you mean 'interval'?",
+        "16: service 'web': unknown key 'health_check#2.intervall', did you mean 'interval'?",
         "19: service '#2': name is missing; add name = \"...\"",
         '19: service \'#2\': cmd is missing; add cmd = ["program", "argument"]',
         "20: service '#2': umask: found the number 22, want octal digits as a string, "
@@ -74,6 +74,12 @@ signal = "TREM"
     [
         ("restart = 5", "restart", "found the number 5, want one of Always, OnFailure, Never"),
         ('restart = "always"', "restart", "did you mean 'Always'?"),
+        (
+            'stop = { signal = "SIGFOO" }',
+            "stop.signal",
+            'no signal here; write for example "SIGTERM"',
+        ),
+        ("capabilities = ['CAP_FOO']", "capabilities", "known here: CAP_AUDIT_CONTROL, "),
         ('restart = "sometimes"', "restart", "known here: Always, OnFailure, Never"),
         ("restart = { limit = 3 }", "restart.limit", "needs within, too"),
         ('restart = { within = "1m" }', "restart.within", "needs limit, too"),
@@ -133,7 +139,7 @@ signal = "TREM"
         ),
         (
             "health_check = [{name='a', target='cmd:x'}, {name='a', target='cmd:y'}]",
-            "health_check.name",
+            "health_check#2.name",
             "another check of this service has this name",
         ),
         ('ready = "health"', "ready", 'no check to wait for; add health_check = "..."'),
@@ -291,6 +297,80 @@ def test_a_service_is_refused_with_a_remedy(refused: Refused, keys: str, key: st
 def test_a_file_is_refused_with_a_remedy(refused: Refused, text: str, words: str):
     (complaint,) = refused(text)
     assert words in complaint
+
+
+def test_of_a_list_everything_wrong_is_said_with_the_line_of_each(refused: Refused):
+    text = """\
+[access]
+observe = ["group:adm", "bob",
+           "uid:x"]
+[[hook]]
+on = ["gave_upp", "exited", "lostt"]
+cmd = ["sh", 1, 2]
+services = ["web", "wen"]
+"""
+    keys = 'success_exit_codes = [300, "SIGTREM"]\ncapabilities = ["CAP_KIL", "CAP_CHWN"]\n'
+    assert refused(text + SERVICE + keys) == [
+        '2: access.observe: found the string "bob"; write "user:bob" or "group:bob"',
+        '3: access.observe: found the string "uid:x", want a number behind the colon',
+        "5: hook.on: found the string \"gave_upp\", did you mean 'gave_up'?",
+        "5: hook.on: found the string \"lostt\", did you mean 'lost'?",
+        '6: hook.cmd: found the number 1, want strings only in the list: write "1"',
+        '6: hook.cmd: found the number 2, want strings only in the list: write "2"',
+        "7: hook.services: there is no service \"wen\", did you mean 'web'?",
+        "11: service 'web': success_exit_codes: found the number 300, want a whole number from 0 to 255",
+        "11: service 'web': success_exit_codes: found the string \"SIGTREM\", no signal here, "
+        "did you mean 'SIGTERM'?",
+        "12: service 'web': capabilities: found the string \"CAP_KIL\", did you mean 'CAP_KILL'?",
+        "12: service 'web': capabilities: found the string \"CAP_CHWN\", did you mean 'CAP_CHOWN'?",
+    ]
+
+
+def test_of_several_checks_in_a_line_the_complaint_says_which(refused: Refused):
+    keys = 'health_check = ["heartbeat:", "cmd:", { target = "cmd:x", failures = 0 }]'
+    assert [line.split(": ")[2] for line in refused(SERVICE + keys)] == [
+        "health_check#2",
+        "health_check#3.failures",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("environment", "env"),
+        ("command", "cmd"),
+        ("WorkingDirectory", "cwd"),
+        ("working_dir", "cwd"),
+        ("after", "depends_on"),
+        ("requires", "depends_on"),
+        ("stop_grace_period", "stop"),
+        ("stopsignal", "stop.signal"),
+        ("startsecs", "start_timeout"),
+        ("autorestart", "restart"),
+        ("type", "oneshot"),
+    ],
+)
+def test_a_key_of_other_supervisors_is_told_what_it_is_here(refused: Refused, key: str, meant: str):
+    (complaint,) = refused(f"{SERVICE}{key} = 1")
+    assert complaint.endswith(f"unknown key '{key}', did you mean '{meant}'?")
+
+
+def test_a_key_of_other_supervisors_is_none_where_its_own_is_not(refused: Refused):
+    (complaint,) = refused("[journal]\nenvironment = 1")
+    assert complaint.endswith("; known here: path, durability")
+
+
+def test_a_long_list_of_what_there_is_is_told_once_in_a_file(refused: Refused):
+    first, second, third = refused(f"{SERVICE}xyz = 1\nzyx = 1\n[journal]\nxyz = 1")
+    assert len(first.partition("known here: ")[2]) > 80
+    assert second == "5: service 'web': unknown key 'zyx'; known here: as above"
+    assert third.endswith("known here: path, durability")
+
+
+def test_a_byte_order_mark_before_the_text_is_left_out(root: Path):
+    file = Path("etc/services.toml")
+    file.write_bytes(b"\xef\xbb\xbf" + SERVICE.replace("\n", "\r\n").encode())
+    assert load(file).definitions[0].name == "web"
 
 
 def test_what_is_wrong_among_the_defaults_is_said_once(refused: Refused):

@@ -107,7 +107,7 @@ health_check = [
     assert refused(text) == [
         f"2: defaults.env.N: {{instance}} is for services with instances, and service 'web' has none; {remedy}",
         f"5: service 'web': cmd: {{instance}} is for services with instances; {remedy}",
-        f"8: service 'web': health_check: {{instance}} is for services with instances; {remedy}",
+        f"8: service 'web': health_check#1: {{instance}} is for services with instances; {remedy}",
     ]
 
 

@@ -273,6 +273,18 @@ def test_groups_stand_instead_of_those_of_the_user(
     assert groups(None, "5") == (None, None, set())  # those we have anyway
 
 
+def test_every_user_and_group_that_is_missing_is_named(plain: Definition):
+    asked = {"user": "no-such-user", "group": "no-such-group", "groups": ("0", "none-1", "none-2")}
+    definition = msgspec.structs.replace(plain, **asked)
+    found = obstacles(definition, {}, {"PATH": "/bin"})
+    assert [(each.key, each.message.split("'")[1]) for each in found] == [
+        ("user", "no-such-user"),
+        ("group", "no-such-group"),
+        ("groups", "none-1"),
+        ("groups", "none-2"),
+    ]
+
+
 def test_an_unknown_group_among_several_is_named(plain: Definition):
     definition = msgspec.structs.replace(plain, groups=("0", "no-such-group"))
     assert reason(definition) == ("group_missing", "groups")

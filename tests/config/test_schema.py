@@ -87,7 +87,7 @@ def test_the_schema_has_the_keys_that_are_read_and_no_others(
     item = Section.item
 
     def record(section: Section, key: str):
-        taken.add(written((*section.place, key)))
+        taken.add(re.sub(r"#\d+", "", written((*section.place, key))))
         return item(section, key)
 
     monkeypatch.setattr(Section, "item", record)

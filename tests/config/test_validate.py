@@ -86,6 +86,19 @@ def test_the_machine_s_word_on_roles_hooks_reloads_and_groups_is_said_once(
     ]
 
 
+def test_the_missing_folders_of_sockets_are_said_once(read: Callable[[str], Config], root: Path):
+    config = read(
+        '[registry]\nsocket = "none/ctl.sock"\n[[service]]\nname = "a"\ncmd = ["/bin/sh"]\n'
+        'instances = 2\nsockets = { a = "unix:run/{instance}", b = "unix:{instance}", c = "h:8{instance}" }\n'
+    )
+    remedy = "make it, or choose another path"
+    place = "etc/services.toml"
+    assert [str(each) for each in machine_complaints(config, {})] == [
+        f"{place}:2: registry.socket: there is no folder {root}/none; {remedy}",
+        f"{place}:7: service 'a': sockets: there is no folder {root}/run; {remedy}",
+    ]
+
+
 def test_what_only_root_may_give_is_said_where_the_registry_is_not_root(
     read: Callable[[str], Config], monkeypatch: pytest.MonkeyPatch
 ):

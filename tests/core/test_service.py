@@ -15,7 +15,7 @@ from registry.core import inputs as inp
 from registry.core.definition import Check, Definition, OnFailure, Policy
 from registry.core.dependencies import is_settled
 from registry.core.duties import duties
-from registry.core.lifecycle import FOR_A_PERSON, Reason, State
+from registry.core.lifecycle import FOR_A_PERSON, PASSING, Reason, State
 from registry.core.restarts import NS
 from registry.core.service import LastExit, Service
 
@@ -454,13 +454,14 @@ def test_a_launch_that_failed_behind_the_gate_is_not_tried_again_either(world, r
     assert w.service.last_exit.reason is reason
 
 
+@pytest.mark.parametrize("reason", sorted(PASSING))
 @pytest.mark.parametrize("delay_s", [0.0, 0.1, 0.5])
-@pytest.mark.parametrize("policy", [Policy.ALWAYS, Policy.ON_FAILURE])
-def test_lack_of_resources_is_tried_again_after_a_delay(world, policy, delay_s):
+@pytest.mark.parametrize("policy", list(Policy))
+def test_what_passes_by_itself_is_tried_again_after_a_delay(world, policy, delay_s, reason):
     w = world(policy=policy, delay_s=delay_s)
     w.start()
     for _ in range(5):
-        assert types(w.refuse(Reason.NO_RESOURCES)) == ["spawn_failed", "restart_scheduled"]
+        assert types(w.refuse(reason)) == ["spawn_failed", "restart_scheduled"]
         assert w.records[-1].event.delay_s >= 0.5
         assert w.service.state is State.RESTARTING
         assert types(w.due()) == ["restart_due"]

@@ -769,7 +769,20 @@ def test_once_ready_a_check_has_its_place_in_the_interval(play: Play) -> None:
         await stage.until(0.1)
         stage.prober.became_ready("web")
         await stage.until(25.0)
-        assert stage.times("web") == [0.05, 2.6, 12.6, 22.6]
+        # soon, since it has never succeeded; and not at 2.6, which is close to that
+        assert stage.times("web") == pytest.approx([0.05, 0.35, 12.6, 22.6])
+
+    play(scene)
+
+
+def test_a_check_of_a_service_that_is_ready_at_once_is_not_put_off_for_an_interval(
+    play: Play,
+) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.watch("web", command("web", interval_s=600.0))
+        stage.prober.became_ready("web")
+        await stage.until(1200.0)
+        assert stage.times("web") == pytest.approx([0.25, 750.0])
 
     play(scene)
 
@@ -791,8 +804,8 @@ def test_becoming_ready_in_the_middle_of_an_attempt_counts_too(play: Play) -> No
         stage.watch("web", command("web"))
         await stage.until(1.0)
         stage.prober.became_ready("web")
-        await stage.until(20.0)
-        assert stage.times("web") == [0.05, 3.5, 13.5]
+        await stage.until(25.0)
+        assert stage.times("web") == [0.05, 13.5, 23.5]
 
     play(scene)
 

@@ -47,6 +47,7 @@ class Stage(logging.Handler):
         super().__init__()
         self.told: list[tuple[str, bytes]] = []
         self.outcome: int | Exception = 0
+        self.says = b""
         self.go = asyncio.Event()
         self.go.set()
         self.running = 0
@@ -58,7 +59,8 @@ class Stage(logging.Handler):
         self.made.append(Hooks(hooks, self.run, tags_of))
         return self.made[-1]
 
-    async def run(self, hook: Hook, told: bytes) -> int:
+    async def run(self, hook: Hook, told: bytes, said: bytearray) -> int:
+        said += self.says
         self.told.append((hook.cmd[0], told))
         self.running += 1
         self.changed.set()
@@ -237,10 +239,21 @@ async def test_a_hook_that_fails_is_one_line_and_never_tried_again(stage, caplog
     await hooks.close(within_s=5)
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
     assert caplog.messages == [
-        f"[[hook]] 2 (tell; gave_up of web, event 7) {said}",
-        f"[[hook]] 2 (tell; gave_up, event 8) {said}",
+        f"[[hook]] (tell; gave_up of web, event 7) {said}",
+        f"[[hook]] (tell; gave_up, event 8) {said}",
     ]
     assert len(stage.told) == 2
+
+
+async def test_a_hook_that_fails_is_told_with_its_place_and_its_last_words(stage, caplog):
+    stage.outcome, stage.says = 1, b"begun\nno such \x1b[2Jhost \xff\n \n"
+    hooks = stage.hooks(msgspec.structs.replace(hook(), place="etc/services.toml:7"))
+    hooks.committed(gave_up())
+    await hooks.close(within_s=5)
+    assert caplog.messages == [
+        "etc/services.toml:7: [[hook]] (tell; gave_up of web, event 7) ended with exit code 1, "
+        r"said last: no such \x1b[2Jhost " + "\ufffd"
+    ]
 
 
 async def test_a_hook_that_ends_well_is_not_spoken_of(stage, caplog):
@@ -267,7 +280,7 @@ async def test_whatever_goes_wrong_in_matching_is_not_raised(stage, caplog):
     hooks = stage.hooks(hook("tag:front", name="broken"), hook(), tags_of=tags_of)
     hooks.committed(gave_up())
     await hooks.close(within_s=5)
-    assert caplog.messages == ["[[hook]] 1 cannot be told of event 7"]
+    assert caplog.messages == ["[[hook]] (broken; gave_up of web, event 7) cannot be told"]
     assert stage.names == ["tell"]
 
 

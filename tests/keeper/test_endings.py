@@ -108,9 +108,11 @@ async def test_what_an_earlier_registry_journaled_is_not_repeated(world) -> None
         lambda w: w.run_ends(exit_code=0),
         lambda w: w.run_ends(State.STOPPING, Reason.REQUESTED, signal=15),
         lambda w: w.run_ends(State.STOPPING, Reason.SHUTDOWN, exit_code=1),
+        lambda w: w.run_ends(State.STOPPING, Reason.DEPENDENCY, signal=15),
+        lambda w: w.run_ends(State.STOPPING, Reason.REDEFINED, signal=15),
         lambda w: w.run_ends(exit_code=111, never_ran=True),
     ],
-    ids=["clean", "stopped", "shut down", "never ran"],
+    ids=["clean", "stopped", "shut down", "follows", "redefined", "never ran"],
 )
 async def test_of_a_run_that_ended_well_or_as_asked_nothing_is_said(
     world, end: Callable[[World], None]
@@ -127,9 +129,11 @@ async def test_of_a_run_that_ended_well_or_as_asked_nothing_is_said(
         lambda w: w.run_ends(State.STOPPING, Reason.REQUESTED, signal=9),
         lambda w: w.run_ends(State.STOPPING, Reason.UNHEALTHY, signal=15),
         lambda w: w.run_ends(State.STOPPING, Reason.START_TIMEOUT, signal=15),
+        lambda w: w.run_ends(State.STOPPING, Reason.MEMORY_MAX, signal=15),
+        lambda w: w.run_ends(State.STOPPING, Reason.DEPENDENCY, signal=9),
         lambda w: w.commit(ev.Lost(source=State.RUNNING, dest=State.FAILED, reason=Reason.LOST)),
     ],
-    ids=["had to be killed", "unhealthy", "start timeout", "lost"],
+    ids=["had to be killed", "unhealthy", "start timeout", "memory", "follows, killed", "lost"],
 )
 async def test_of_every_other_end_the_last_words_are_kept(
     world, end: Callable[[World], None]

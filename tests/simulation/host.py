@@ -16,7 +16,7 @@ from registry.core.definition import Definition
 from registry.core.duties import StopDuty
 from registry.core.lifecycle import FOR_A_PERSON, Reason, State
 from registry.core.service import Request, Service
-from registry.keeper.client import Kept
+from registry.keeper.holdings import Kept
 from tests.simulation.kernel import NEVER_RAN, SIGKILL, Kernel, Key, Note, Process
 from tests.simulation.loop import NS
 from tests.simulation.prober import Prober
@@ -322,7 +322,12 @@ class SimulatedHost:
         """Sockets and descriptors are no part of this world."""
 
     def take_up(
-        self, services: Iterable[Service], pidfds: dict[Key, int], *, same_boot: bool
+        self,
+        services: Iterable[Service],
+        pidfds: dict[Key, int],
+        _notes: Iterable[Any] = (),
+        *,
+        same_boot: bool,
     ) -> list[tuple[str, inp.Observation]]:
         """Every run that lives, journaled or not, and how the others ended."""
         leaders = self._survey() if same_boot else {}
@@ -390,7 +395,7 @@ class SimulatedHost:
 def kept_of(kernel: Kernel) -> list[Kept]:
     """What the keeper holds, as its client would say."""
     return [
-        Kept(service=name, run=run, output_fd=None, pidfd=number)  # type: ignore[call-arg]
+        Kept(service=name, run=run, output_fd=None, pidfd=number, log=None)
         for number, (name, run) in enumerate(kernel.keeper.kept)
     ]
 

@@ -85,9 +85,11 @@ class Kernel:
         """Both clocks: that of people jumps, that of rules begins anew with each boot."""
         return ev.Now(self.wall_ns + self.loop.now_ns, self.loop.now_ns - self.booted_ns)
 
-    def spawn(self, journal_id: str, key: Key | None, *, is_main: bool = True) -> Process:
+    def spawn(
+        self, journal_id: str, key: Key | None, *, is_main: bool = True, pid: int | None = None
+    ) -> Process:
         """A process; that of a run waits at its gate where it is the main one."""
-        pid = self._free_pid()
+        pid = pid or self._free_pid()
         start_time = (self.loop.now_ns - self.booted_ns) // TICK_NS
         process = Process(
             pid, start_time, journal_id, key, is_main, at_gate=is_main and key is not None

@@ -24,6 +24,7 @@ KEYS = [
     "restarts",
     "waiting_for",
     "next_restart_at",
+    "message",
 ]
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 SLEEP = 'cmd = ["sleep", "1000"]'
@@ -91,8 +92,8 @@ def test_list_services_from_a_shell(three):
         assert record["pid"] > 0
         assert (record["run"], record["restarts"], record["wanted"]) == (1, 0, "up")
         assert RFC3339.fullmatch(record["since"])
-        nothing = ("health", "waiting_for", "next_restart_at")
-        assert [record[key] for key in nothing] == [None, None, None]
+        nothing = ("health", "waiting_for", "next_restart_at", "message")
+        assert [record[key] for key in nothing] == [None] * 4
 
 
 def test_restart_from_a_shell(three):
@@ -119,7 +120,7 @@ def test_health_from_a_shell(three):
 
 def test_a_stopped_service_keeps_every_key(three):
     (record,) = three.data("stop", service="mia", wait=True)
-    assert list(record) == KEYS
+    assert list(record) == [*KEYS, "dependents"]
     assert (record["status"], record["reason"], record["wanted"]) == (
         "Stopped",
         "requested",

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
+import threading
+import time
 from datetime import datetime
+
+from registry import daemon_log
 
 SERVICES = """
 [[service]]
@@ -87,6 +92,34 @@ def test_the_json_log_is_an_object_a_line_with_the_number_of_its_event(box):
     (event,) = box_events(box, "plugin-manager", "became_unhealthy")
     assert sick["seq"] == event["seq"]
     assert lines[0]["message"] == "Service registry starting..."
+
+
+def test_the_text_log_can_have_times(box):
+    box.configure(SERVICES)
+    before = time.time()
+    box.start("--log-format", "time")
+    assert box.stop() == 0
+    matched = [
+        re.fullmatch(r"(\S+Z) \[(INFO|WARN|ERROR)\] \S.*", line)
+        for line in box.errors.read_text().splitlines()
+    ]
+    times = [datetime.fromisoformat(each[1]).timestamp() for each in matched if each]
+    assert len(times) == len(matched) > 4
+    assert times == sorted(times)
+    assert before - 0.001 <= times[0] <= times[-1] <= time.time()
+
+
+def test_lines_that_were_dropped_are_counted_in_the_chosen_format(capfd, monkeypatch):
+    monkeypatch.setattr(daemon_log, "QUEUE_MAX", 1)
+    log = daemon_log.DaemonLog(daemon_log.Format.JSON)
+    for number in range(3):
+        log.emit(logging.makeLogRecord({"msg": f"line {number}", "levelname": "INFO"}))
+    writer = threading.Thread(target=log._write_lines)
+    writer.start()
+    log._queue.put(None)
+    writer.join()
+    lines = [json.loads(line)["message"] for line in capfd.readouterr().err.splitlines()]
+    assert lines == ["2 lines of this log were dropped", "line 0"]
 
 
 def test_what_cannot_be_is_a_json_line_too(box):

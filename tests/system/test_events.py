@@ -48,7 +48,15 @@ def test_since_limit_service_and_type_choose(box):
         box.data("events", service="b", since=-1)
         == [e for e in everything if e["service"] == "b"][-1:]
     )
-    assert box.ask("events", type="unheard_of")["data"] == []
+
+
+def test_a_type_that_there_is_not_is_refused_with_a_hint(box):
+    box.configure(service("a", SLEEP))
+    box.start()
+    for follow in (False, True):
+        error = box.ask("events", type="exitd", follow=follow)["error"]
+        assert error["code"] == "invalid_params"
+        assert error["message"] == "type: there is no type 'exitd', did you mean 'exited'?"
 
 
 def test_a_followed_stream_is_unbroken_across_200_transitions_and_equals_the_journal(box):

@@ -191,6 +191,10 @@ def test_hooks_that_hang_delay_nothing_and_are_killed_with_their_children_at_the
     ("cmd", "trouble"),
     [
         (["sh", "-c", "exit 3", "s3cret"], "ended with exit code 3"),
+        (
+            ["sh", "-c", "echo out; echo no such address >&2; exit 3"],
+            "ended with exit code 3, said last: no such address",
+        ),
         (["sh", "-c", "kill -9 $$", "s3cret"], "was ended by signal 9"),
         (["/no/such/program", "s3cret"], "could not be run: there is no program /no/such/program"),
     ],
@@ -208,7 +212,8 @@ def test_a_hook_that_fails_is_one_line_of_warning_without_its_arguments(box, cmd
     seq = box.last("bad", "gave_up")["seq"]
     box.stop()
     (line,) = warnings(box)
-    assert line == f"[WARN] [[hook]] 1 ({cmd[0]}; gave_up of bad, event {seq}) {trouble}"
+    place = "etc/services.toml:8"
+    assert line == f"[WARN] {place}: [[hook]] ({cmd[0]}; gave_up of bad, event {seq}) {trouble}"
 
 
 def test_a_hook_that_reads_nothing_and_writes_much_is_a_hook_like_any_other(box):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 COUNT = """
 import sys, time
 n = 0
@@ -128,6 +132,34 @@ def test_follow_goes_on_over_restarts_rotation_and_the_keepers_death(box):
     box.data("restart", service="count", wait=True)
     read_until(lambda: "1" in lines)
     pages.close()
+
+
+def test_circlectl_follows_a_log_over_kill_9_of_the_registry_and_shows_each_line_once(box):
+    log = "var/log/count.log"
+    box.configure(counting(box))
+    box.start()
+    box.wait_lines(log, 20)
+    following = subprocess.Popen(
+        [sys.executable, "-m", "circlectl", "--socket", str(box.socket), "logs", "count", "-f"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT / "tools",
+    )
+    try:
+        assert following.stdout is not None
+        shown = [int(following.stdout.readline())]
+        for _ in range(2):
+            box.kill()
+            written = int(box.lines(log)[-2])
+            box.wait_for(lambda n=written: int(box.lines(log)[-2]) > n + 50, "it goes on")
+            box.start()
+            while shown[-1] < written + 200:
+                shown.append(int(following.stdout.readline()))
+    finally:
+        following.kill()
+        following.communicate()
+    assert shown == list(range(shown[0], shown[-1] + 1))
 
 
 def test_a_log_is_never_larger_than_it_may_be(box):

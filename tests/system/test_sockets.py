@@ -134,6 +134,26 @@ def wait_answered(box, clients: list[Client], pid: int) -> None:
     box.wait_for(lambda: all(c.answers[pid] > 5 for c in clients), f"all are answered by {pid}")
 
 
+def test_what_cannot_listen_is_told_as_that_and_tried_again(box, free_port):
+    """But a missing folder is for a person."""
+    box.configure(
+        f'[[service]]\nname = "taken"\ncmd = ["sleep", "1000"]\n'
+        f'sockets = {{ http = "127.0.0.1:{free_port}" }}\n'
+        '[[service]]\nname = "nowhere"\ncmd = ["sleep", "1000"]\n'
+        'sockets = { http = "unix:nowhere/http.sock" }\n'
+    )
+    with socket.create_server(("127.0.0.1", free_port)):
+        box.start()
+        record = box.wait_status("taken", "Restarting")
+        assert record["message"].startswith(
+            f"cannot listen at 127.0.0.1:{free_port}: Address already"
+        )
+        assert box.last("taken", "spawn_failed")["reason"] == "socket_unavailable"
+        missing = box.wait_status("nowhere", "Failed", reason="socket_folder_missing")
+        assert missing["message"].endswith("make its folder, or choose another path")
+    box.wait_status("taken", "Running")
+
+
 def test_a_service_finds_its_sockets_with_their_names(box, addresses):
     tcp, path = addresses
     pid = box.service("server")["pid"]

@@ -121,10 +121,9 @@ def _applied(
 
 
 def _unsettled(session: Session, error: RegistryError, asked_at: datetime) -> int:
-    """Applied, and not settled in time: what was changed, and who is not as he ought to be."""
+    """Applied, and not settled in time: what was changed, and who is late."""
     if error.code == "timed_out" and not session.json and isinstance(error.data, dict):
-        data, services = error.data["plan"], error.data["services"]
-        late = [service for service in services if not is_as_asked("apply", service)]
+        data, late = error.data["plan"], error.data["services"]
         write(_applied(session.screen, data, late, asked_at))
         _warn(session, data)
         note(error.message)

@@ -20,6 +20,7 @@ from .session import (
     EVERYTHING,
     SELECTION,
     Session,
+    any_names,
     common,
     is_selection,
     names,
@@ -34,8 +35,12 @@ CHECK_TIMEOUT_S = 600.0
 """How long the answer of checks may take; each of them ends after its own `timeout`."""
 
 NO_SERVICES = "no services are defined; declare some in the configuration file"
+NO_CHECKS = "no checks are declared; give a service a health_check in the configuration file"
 
-_FOUND_BY = {"cgroup": "its cgroup", "session": "its session, its group and its mark"}
+_FOUND_BY = {
+    "cgroup": "its cgroup",
+    "session": "its session, its group, and CIRCLEOSD_RUN in its environment",
+}
 _LABEL_WIDTH = 12
 
 LAST_LINES = 5
@@ -82,7 +87,7 @@ def _list_row(record: Record, at: datetime) -> list[str]:
 
 
 @click.command(epilog=SELECTION)
-@names
+@any_names
 @common
 @click.pass_obj
 def status(session: Session, names: tuple[str, ...]) -> int:
@@ -204,7 +209,7 @@ def _block(
         f" {since}" if record["since"] else ""
     )
     for label, text in (*_condition(screen, record, at), *_declared(screen, record, others, at)):
-        yield f"  {label:10}{text}"
+        yield f"  {label:{_LABEL_WIDTH - 2}}{text}"
     if events := record.get("events"):
         yield "  events"
         for seq, time, _service, kind, rest in map(words.event, events):
@@ -213,11 +218,14 @@ def _block(
 
 def _condition(screen: Screen, record: Record, at: datetime) -> Iterator[tuple[str, str]]:
     """How a service is, and how it was."""
-    yield "reason", words.detail({**record, "message": None}, at)  # which has its own line
+    yield (
+        "reason",
+        screen.wrapped(_LABEL_WIDTH, words.detail({**record, "message": None}, at)),
+    )  # which has its own line
     if record.get("message"):
-        yield "", escaped(record["message"])
+        yield "", screen.wrapped(_LABEL_WIDTH, escaped(record["message"]))
     if record.get("status_text"):
-        yield "says", escaped(record["status_text"])
+        yield "says", screen.wrapped(_LABEL_WIDTH, escaped(record["status_text"]))
     if record.get("errno"):
         yield "errno", _errno(record["errno"])
     yield "wanted", escaped(record["wanted"])
@@ -231,7 +239,7 @@ def _condition(screen: Screen, record: Record, at: datetime) -> Iterator[tuple[s
     for check in record.get("checks") or ():
         yield "", _check(screen, check, at)
     yield "last exit", words.last_exit(record.get("last_exit"), at)
-    yield from _last_words(record.get("last_words"), at)
+    yield from _last_words(screen, record.get("last_words"), at)
     yield "restarts", escaped(record["restarts"])
 
 
@@ -268,14 +276,14 @@ def _errno(number: int) -> str:
     return f"{number} ({name}: {os.strerror(number)})" if name else str(number)
 
 
-def _last_words(words_: Record | None, at: datetime) -> Iterator[tuple[str, str]]:
+def _last_words(screen: Screen, words_: Record | None, at: datetime) -> Iterator[tuple[str, str]]:
     """What the latest run that ended ill said at its end."""
     if words_ is None:
         return
     lost = f", {words_['dropped']} bytes of output lost" if words_["dropped"] else ""
     yield "said last", f"run {words_['run']}, {words.age(words_['at'], at)} ago{lost}"
     for line in words_["lines"][-LAST_LINES:]:
-        yield "", escaped(line)
+        yield "", screen.wrapped(_LABEL_WIDTH, escaped(line))
 
 
 def _check(screen: Screen, check: Record, at: datetime) -> str:
@@ -295,11 +303,11 @@ def _latency(check: Record) -> str:
 
 
 @click.command(epilog=SELECTION)
-@names
+@any_names
 @common
 @click.pass_obj
 def health(session: Session, names: tuple[str, ...]) -> int:
-    """Show what the checks say, of NAME or of all.
+    """Show what the checks say, of NAME or of all that have some.
 
     \b
     Examples:
@@ -308,13 +316,13 @@ def health(session: Session, names: tuple[str, ...]) -> int:
     """
     asked = {} if not names or EVERYTHING in names else {"service": list(names)}
     records = session.call("health", **asked)
-    session.show(records, lambda: _health(session.screen, records, now()))
+    shown = [record for record in records if asked or record["checks"]]
+    nothing = NO_CHECKS if records else NO_SERVICES
+    session.show(records, lambda: _health(session.screen, shown, now()) if shown else [nothing])
     return exits.WELL
 
 
 def _health(screen: Screen, records: list[Record], at: datetime) -> list[str]:
-    if not records:
-        return [NO_SERVICES]
     rows = [row for record in records for row in _health_rows(record, at)]
     return screen.table(_HEALTH, rows)
 

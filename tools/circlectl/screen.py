@@ -16,6 +16,7 @@ GAP = "  "
 """Between the cells of a table."""
 _INDENT = 4
 _NAME_MIN = 16
+_BELOW_MAX = 3
 _COLOURS = {
     "Running": "32",
     "Starting": "33",
@@ -77,7 +78,7 @@ class Screen:
         return text[: kept - kept // 2] + self.ellipsis + text[-(kept // 2) :]
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-        """Aligned lines. A last cell that does not fit beside the others stands below them."""
+        """Aligned lines. A last cell that does not fit beside the others stands below them, as in `row`."""
         rows = self._with_names_cut(header, rows)
         widths = _widths(header, rows)
         lines = [_joined([*map(str.ljust, header, widths), header[-1]])]
@@ -86,14 +87,17 @@ class Screen:
         return [self.bold(self.cut(lines[0], self.width)), *lines[1:]]
 
     def row(self, cells: Sequence[str], last: str) -> list[str]:
-        """A line of padded cells and what comes last: on a line below where it does not fit."""
+        """A line of padded cells and what comes last: on lines below where it does not fit, a few at most."""
         coloured = list(map(self.state, cells))
         used = sum(map(len, cells)) + len(GAP) * len(cells)
-        if self.width is None or used + len(last) <= self.width:
+        if self.width is None or not last or used + len(last) <= self.width:
             return [_joined([*coloured, last])]
         indent = max(_INDENT, len(cells[0]) - len(cells[0].lstrip()))
-        below = " " * indent + self.branch + last
-        return [_joined(coloured), self.cut(below, self.width)]
+        room = max(_NAME_MIN, self.width - indent - len(self.branch))
+        first, *rest = textwrap.wrap(last, room, max_lines=_BELOW_MAX, placeholder=self.ellipsis)
+        margin = " " * (indent + len(self.branch))
+        below = [" " * indent + self.branch + first, *(margin + line for line in rest)]
+        return [_joined(coloured), *below]
 
     def _with_names_cut(
         self, header: Sequence[str], rows: Sequence[Sequence[str]]

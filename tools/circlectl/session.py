@@ -140,6 +140,12 @@ def names(command: F) -> F:
     return argument(command)
 
 
+def any_names(command: F) -> F:
+    """The same where naming none means all."""
+    argument = click.argument("names", metavar="[NAME...]", nargs=-1, shell_complete=complete_names)
+    return argument(command)
+
+
 def services(names: tuple[str, ...]) -> str | list[str]:
     """The parameter `service` for the names of a command line."""
     if EVERYTHING in names:

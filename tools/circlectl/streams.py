@@ -1,7 +1,8 @@
 """The commands that may go on: logs and events.
 
-`events -f` outlives the registry: it asks again, from the number of the last event that it showed, so
-that none is missed and none shown twice. Lines of a log have no number, so `logs -f` ends instead.
+Followed, both outlive the registry. `events -f` asks again from the number of the last event that it
+showed, so that none is missed and none shown twice. Lines of a log have no number: `logs -f` asks for
+those from a little before the last that it showed, and finds by their words and times where it was.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
 
-from registry.client import Client, RegistryError
-from registry.questions.moments import EXAMPLES, moment
+from registry.client import RegistryError
+from registry.questions.moments import EXAMPLES, Moment, moment
 
 from . import exits, words
 from .screen import Screen
@@ -27,6 +30,7 @@ from .session import (
     complete_names,
     is_selection,
     note,
+    now,
     write,
 )
 from .words import Record
@@ -43,7 +47,13 @@ PAGE_MAX = 1000
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 2.0
 
-_ENDED = "the registry has ended, and with it this log's stream"
+OVERLAP = timedelta(seconds=10)
+"""So much of a log is asked for once more, to find in it what was shown."""
+
+_REMEMBERED = 100
+"""Lines of each service that are compared for it."""
+
+_FILES = "the files are there without it, by default in var/log"
 _PASSING = ("not_running", "disconnected", "shutting_down", "journal_unavailable")
 
 
@@ -51,6 +61,18 @@ def _time(_context: click.Context, _option: click.Parameter, text: str | None) -
     if text is not None and moment(text, time.time_ns()) is None:
         raise click.BadParameter(f"{text!r} is not a time; write for example {EXAMPLES}")
     return text
+
+
+def _number_or_time(
+    _context: click.Context, _option: click.Parameter, text: str | None
+) -> int | Moment | None:
+    if text is None or (text.isascii() and text.isdecimal()):
+        return None if text is None else int(text[:18])
+    found = moment(text, time.time_ns())
+    if found is None:
+        what = "is neither the number of an event nor a time"
+        raise click.BadParameter(f"{text!r} {what}; write for example 1200, {EXAMPLES}")
+    return found
 
 
 @click.command(epilog=SELECTION)
@@ -111,32 +133,93 @@ def logs(
         chosen["lines"] = lines
     services = EVERYTHING if EVERYTHING in names else one or list(dict.fromkeys(names))
     asked = {"service": services, "stamps": True, **chosen}
-    if one and not times:
-        return _plain_logs(session, one, follow=follow, asked=asked)
-    if not follow:
-        data = session.call("logs", **asked)
-        session.show(data, lambda: _stamped(data, one, times=times))
-        return exits.WELL
-    for page in session.client().stream("logs", follow=True, **asked):
-        _show_page(session, page, _stamped(page, one, times=times))
-    raise RegistryError("disconnected", _ENDED)
+    try:
+        if follow:
+            _follow_logs(session, one, times=times, asked=asked)
+        elif one and not times:
+            _plain_logs(session, one, asked)
+        else:
+            data = session.call("logs", **asked)
+            session.show(data, lambda: _stamped(data, one, times=times))
+    except RegistryError as error:
+        if error.code != "not_running":
+            raise
+        raise RegistryError(error.code, f"{error.message}; {_FILES}") from None
+    return exits.WELL
 
 
-def _plain_logs(session: Session, name: str, *, follow: bool, asked: dict[str, Any]) -> int:
+def _plain_logs(session: Session, name: str, asked: dict[str, Any]) -> None:
     """The lines of one service as it wrote them."""
     is_chosen = asked.keys() & {"since", "until", "run"}
     if not is_chosen:
         del asked["stamps"]
-    if not follow:
-        data = session.call("logs", **asked)
-        told, lines = _plain(data, name)
-        session.show(told, lambda: lines)
-        if is_chosen and any(line["run"] is None for line in data):
-            note("some of these lines have no index: they are chosen by the times of their file")
-        return exits.WELL
-    for page in session.client().stream("logs", follow=True, **asked):
-        _show_page(session, *_plain(page, name))
-    raise RegistryError("disconnected", _ENDED)
+    data = session.call("logs", **asked)
+    told, lines = _plain(data, name)
+    session.show(told, lambda: lines)
+    if is_chosen and any(line["run"] is None for line in data):
+        note("some of these lines have no index: they are chosen by the times of their file")
+
+
+def _follow_logs(session: Session, one: str | None, *, times: bool, asked: dict[str, Any]) -> None:
+    """Show lines without an end, of one registry after the other."""
+    client, shown = session.client(), Shown()
+
+    def stream() -> Iterator[list[Record]]:
+        again = {"since": shown.since()} if shown.is_begun else {}
+        chosen = {key: value for key, value in asked.items() if not (again and key == "lines")}
+        for number, page in enumerate(client.stream("logs", follow=True, **(chosen | again))):
+            new = shown.unseen(page) if again and number == 0 else page
+            shown.add(new)
+            yield new
+
+    for page in _unbroken(stream, lambda: "going on when it is back"):
+        plain = _plain(page, one) if one and not times else None
+        _show_page(session, *(plain or (page, _stamped(page, one, times=times))))
+
+
+class Shown:
+    """What was shown last of each service: by it the first lines of another stream are known again."""
+
+    def __init__(self) -> None:
+        self.is_begun = False
+        self._texts: dict[str, deque[str]] = {}
+        self._at: dict[str, str] = {}
+        self._began_at = now().isoformat()
+
+    def add(self, page: Iterable[Record]) -> None:
+        """These have been shown now."""
+        self.is_begun = True
+        for line in page:
+            name = line["service"]
+            self._texts.setdefault(name, deque(maxlen=_REMEMBERED)).append(line["line"])
+            self._at[name] = line["at"] or self._at.get(name, "")
+
+    def since(self) -> str:
+        """From when on all that was not shown yet was written, and a little before it."""
+        latest = max(self._at.values(), default="") or self._began_at
+        return (words.moment(latest) - OVERLAP).isoformat()
+
+    def unseen(self, page: list[Record]) -> list[Record]:
+        """Those of the first lines of another stream that were not shown yet."""
+        of: dict[str, list[int]] = {}
+        for place, line in enumerate(page):
+            of.setdefault(line["service"], []).append(place)
+        new = [
+            place
+            for name, places in of.items()
+            for place in places[self._count([page[each] for each in places], name) :]
+        ]
+        return [page[place] for place in sorted(new)]
+
+    def _count(self, lines: list[Record], name: str) -> int:
+        """How many of these lines of a service were shown. None was written after it was seen."""
+        last, at = list(self._texts.get(name, ())), self._at.get(name) or self._began_at
+        for count in range(len(lines), 0, -1):
+            same = [line["line"] for line in lines[max(0, count - len(last)) : count]]
+            if (lines[count - 1]["at"] or "") <= at and same and same == last[-len(same) :]:
+                return count
+        later = (place for place, line in enumerate(lines) if (line["at"] or at) > at)
+        return next(later, len(lines))
 
 
 def _plain(page: list[Any], name: str) -> tuple[list[Any], Iterable[str]]:
@@ -163,7 +246,11 @@ def _stamped(page: list[Record], one: str | None, *, times: bool) -> Iterator[st
 @click.command()
 @click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now on.")
 @click.option(
-    "--since", type=click.IntRange(min=0), metavar="N", help="Only events after number N."
+    "--since",
+    "after",
+    callback=_number_or_time,
+    metavar="N|TIME",
+    help="Only events after number N, or from TIME on.",
 )
 @click.option(
     "--service",
@@ -185,7 +272,7 @@ def _stamped(page: list[Record], one: str | None, *, times: bool) -> Iterator[st
 def events(
     session: Session,
     follow: bool,
-    since: int | None,
+    after: int | Moment | None,
     service: str | None,
     kind: str | None,
     limit: int | None,
@@ -193,23 +280,24 @@ def events(
     """Show what happened, oldest first.
 
     By default the last 20 events of the journal. With -f it goes on across restarts of the registry,
-    and misses nothing; with --json and -f every event is a line.
+    and misses nothing; with --json and -f every event is a line. A TIME is as in logs.
 
     \b
     Examples:
       circlectl events -f
+      circlectl events --since "10m ago"
       circlectl events --service web --type exited -n 5
       circlectl events --since 1200 --json
     """
     chosen = {key: value for key, value in (("service", service), ("type", kind)) if value}
+    since = _last_before(session, after) if isinstance(after, Moment) else after
     if not follow:
         return _events(session, since, limit, chosen)
     if since is not None and limit is not None:
         raise click.UsageError("-f --since N shows all after N; leave out -n")
     if since is None:
         since = _show_latest(session, limit or EVENTS_SHOWN, chosen)
-    for page in _unbroken(session.client(), since, chosen):
-        _show_page(session, page, _event_lines(session.screen, page))
+    _follow_events(session, since, chosen)
     return exits.WELL
 
 
@@ -225,6 +313,23 @@ def _events(session: Session, since: int | None, limit: int | None, chosen: dict
     return exits.WELL
 
 
+def _last_before(session: Session, moment_: Moment) -> int:
+    """The number of the last event before a time; 0 where there is none. Events are in the order of time."""
+    at = datetime.fromtimestamp(moment_.first_ns // 10**9, UTC)
+    at = at.replace(microsecond=moment_.first_ns % 10**9 // 1000)
+    with session.client() as client:
+        newest = client.call("events", since=-1, limit=1)
+        before, beyond = 0, newest[-1]["seq"] + 1 if newest else 1
+        while beyond - before > 1:
+            middle = (before + beyond) // 2
+            found = client.call("events", since=middle - 1, limit=1)
+            if found and words.moment(found[0]["at"]) < at:
+                before = middle
+            else:
+                beyond = middle
+    return before
+
+
 def _show_latest(session: Session, limit: int, chosen: dict[str, str]) -> int:
     """Show the last events; the number to follow from."""
     with session.client() as client:
@@ -235,23 +340,40 @@ def _show_latest(session: Session, limit: int, chosen: dict[str, str]) -> int:
     return seq
 
 
-def _unbroken(client: Client, since: int, chosen: dict[str, str]) -> Iterator[list[Record]]:
-    """Pages of events after `since`, from one registry after the other."""
+def _follow_events(session: Session, since: int, chosen: dict[str, str]) -> None:
+    """Show events after `since` without an end, of one registry after the other."""
+    client = session.client()
+
+    def stream() -> Iterator[list[Record]]:
+        yield from client.stream("events", since=since, follow=True, **chosen)
+
+    def going_on() -> str:
+        return f"going on after event {since} when it is back"
+
+    for page in _unbroken(stream, going_on):
+        _show_page(session, page, _event_lines(session.screen, page))
+        since = page[-1]["seq"] if page else since
+
+
+def _unbroken(
+    stream: Callable[[], Iterator[list[Record]]], going_on: Callable[[], str]
+) -> Iterator[list[Record]]:
+    """The pages of one stream after the other; an error where the first has none."""
     pause_s = 0.0
+    is_begun = False
     while True:
         try:
-            for page in client.stream("events", since=since, follow=True, **chosen):
+            for page in stream():
+                is_begun = True
                 if pause_s:
                     note("the registry is back")
                     pause_s = 0.0
-                if page:
-                    since = page[-1]["seq"]
-                    yield page
+                yield page
         except RegistryError as error:
-            if error.code not in _PASSING:
+            if error.code not in _PASSING or not is_begun:
                 raise
         if not pause_s:
-            note(f"the registry has gone; going on after event {since} when it is back")
+            note(f"the registry has gone; {going_on()}")
         pause_s = min(pause_s * 2 or RETRY_FIRST_S, RETRY_MAX_S)
         time.sleep(pause_s)
 

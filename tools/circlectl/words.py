@@ -15,7 +15,7 @@ Record = dict[str, Any]
 
 REASONS: dict[str, str] = {
     "defined": "never asked to run",
-    "autostart": "started with the registry",
+    "autostart": "started as declared",
     "requested": "as requested",
     "restart_requested": "restart requested",
     "policy": "restarted by its policy",
@@ -161,7 +161,7 @@ def _event_parts(record: Record) -> Iterable[str]:
     if record["dest"]:
         moved = record["source"] != record["dest"]
         yield f"{record['source']} to {record['dest']}" if moved else escaped(record["dest"])
-        yield reason({"name": record["service"] or NONE, "reason": record["reason"]})
+        yield _why(record)
     if record["type"] == "exited":
         yield exit_words(data)
     if said := last_line(data):
@@ -171,6 +171,12 @@ def _event_parts(record: Record) -> Iterable[str]:
             yield f"{escaped(key)}={_value(value)}"
     if record["actor"]:
         yield _by(record["actor"])
+
+
+def _why(record: Record) -> str:
+    if record["reason"] == "autostart" and record["actor"]:  # who applied the file that declares it
+        return "started, newly declared"
+    return reason({"name": record["service"] or NONE, "reason": record["reason"]})
 
 
 def _value(value: str | float) -> str:

@@ -1,4 +1,4 @@
-"""The commands of whoever works on the registry: `python3 tools/dev run|test|lint|crash`.
+"""The commands of whoever works on the registry: `python3 tools/dev run|test|lint|crash|simulate`.
 
 Needs Python 3.11 with its venv module and nothing else; all the rest is set up in `.venv` first.
 """
@@ -61,8 +61,17 @@ def lint(arguments: list[str]) -> None:
 
 def crash(arguments: list[str]) -> None:
     """kill a registry over and over and judge what is left: --rounds N --seed S"""
+    _become("crash", arguments)
+
+
+def simulate(arguments: list[str]) -> None:
+    """run worlds of trouble on virtual time and judge every step: --seeds N --from S --hours H"""
+    _become("simulation", arguments)
+
+
+def _become(folder: str, arguments: list[str]) -> None:
     venv.ensure()
-    os.execv(venv.PYTHON, [str(venv.PYTHON), str(venv.ROOT / "tests" / "crash"), *arguments])
+    os.execv(venv.PYTHON, [str(venv.PYTHON), str(venv.ROOT / "tests" / folder), *arguments])
 
 
 def _passes(command: tuple[str, ...]) -> bool:
@@ -73,11 +82,11 @@ def _passes(command: tuple[str, ...]) -> bool:
 
 
 def _help() -> str:
-    lines = [f"  {name:5} {command.__doc__}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:8} {command.__doc__}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: python3 tools/dev COMMAND [ARGUMENTS]", "", *lines])
 
 
-COMMANDS = {"run": run, "test": test, "lint": lint, "crash": crash}
+COMMANDS = {"run": run, "test": test, "lint": lint, "crash": crash, "simulate": simulate}
 
 if __name__ == "__main__":
     main()
