@@ -380,6 +380,8 @@ class Registry:
         self._set_timer(name, duty.timer)
         self._set_checks(name, service, watched=duty.checks)
         if service is None:
+            self._requests.pop(name, None)
+            self._forget_tallies(name)
             self._release_ended(name, None)
             return
         if duty.gate is not None and self._host.open_gate(name, duty.gate):

@@ -53,7 +53,10 @@ class Graph:
     def forget(self, name: str) -> None:
         """It depends on nothing any more."""
         for dependency in self._needs.pop(name, ()):
-            self._dependents[dependency.service].pop(name, None)
+            dependents = self._dependents.get(dependency.service, {})
+            dependents.pop(name, None)
+            if not dependents:
+                self._dependents.pop(dependency.service, None)
 
     def dependents(self, name: str) -> Collection[str]:
         """Those that depend on it directly."""

@@ -30,6 +30,7 @@ def take(decision: Decision, given: inp.Observation) -> None:
                 )
         case inp.NotifiedExtension(seconds=seconds):
             due_ns = decision.place.now.mono_ns + int(seconds * restarts.NS)
+            due_ns += -due_ns % restarts.NS  # who asks many times a second is journaled once
             if _has_deadline(service) and due_ns > service.extended_ns:
                 decision.add(ev.TimeoutExtended(due_ns=due_ns), cause=service.cause)
         case inp.NotifiedWatchdog(interval_s=interval_s):

@@ -51,6 +51,19 @@ def pidfd_of(pid: int, start_time: int | None) -> int | None:
     return pidfd
 
 
+def is_of(pidfd: int, pid: int) -> bool:
+    """Whether a pidfd may be of the process with this pid: nobody knows that once it is reaped.
+
+    The line is `Pid:` in /proc/self/fdinfo (proc_pid_fdinfo(5)); -1 stands for a process that is reaped.
+    """
+    try:
+        with open(f"/proc/self/fdinfo/{pidfd}") as info:
+            numbers = [line.split()[1] for line in info if line.startswith("Pid:")]
+    except OSError:
+        return True
+    return not numbers or numbers[0] in (str(pid), "-1")
+
+
 def exit_of_stranger(
     pid: int, start_time: int | None, pidfd: int | None, capabilities: Capabilities
 ) -> int | None:

@@ -357,6 +357,10 @@ class Machine:
             return False
 
     def _adopt_leader(self, service: Service, process: Process, pid: int) -> list[Observation]:
+        if process.pidfd is not None and not adoption.is_of(process.pidfd, pid):
+            # the keeper has it of another main process, whose naming did not get into the journal
+            os.close(process.pidfd)
+            process.pidfd = None
         if process.pidfd is None and self._capabilities.pidfd:
             process.pidfd = adoption.pidfd_of(pid, process.start_time)
         stat = _stat_of(process, pid)

@@ -6,8 +6,10 @@ sockets becomes observations; what changes nothing durable (beats, the words of 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +28,10 @@ from registry.host.process import Runner
 NOTIFY_FOLDER = "notify"
 _LISTENING = activation.kept_as("")
 _NOT_WELL = "the service itself said that it is not well"
+NEWS_MAX = 20
+"""How often a run may say something new that is journaled, before it has to wait for its next word."""
+NEWS_S = 1.0
+"""How long it then waits; so often it may go on for ever."""
 
 
 _log = logging.getLogger(__name__)
@@ -87,7 +93,8 @@ class Said(msgspec.Struct):
     """What the present run, whose processes carry `mark`, last said about itself.
 
     `beats` and `triggers`: it did so when nobody listened, as its checks had not begun anew. `ended` is the
-    main process of a run that ended while no daemon was there: what it said before counts.
+    main process of a run that ended while no daemon was there: what it said before counts. `latest` is what it
+    said that is journaled, by kind; at `news_s` of the loop's time it would have come at the pace allowed.
     """
 
     run: int
@@ -98,6 +105,8 @@ class Said(msgspec.Struct):
     reloading: bool = False
     beats: bool = False
     triggers: bool = False
+    latest: dict[type[inp.Observation], inp.Observation] = {}
+    news_s: float = 0.0
 
 
 class Surroundings:
@@ -199,9 +208,13 @@ class Surroundings:
                 done()
 
         for note in notes:
-            self._notices.deliver(
-                note.service, note.pid, note.uid, note.session, note.text, note.fds, one_done
-            )
+            try:
+                self._notices.deliver(
+                    note.service, note.pid, note.uid, note.session, note.text, note.fds, one_done
+                )
+            except Exception:
+                _log.exception("What %s said while nobody was there got lost", note.service)
+                one_done()
 
     def hear(self, service: str) -> None:
         """Read what a service has said by now."""
@@ -240,6 +253,7 @@ class Surroundings:
         if not observations:
             done()
             return
+        done = _paced(said, observations, done)
         *first, last = observations
         for each in first:
             self._observe(service, each, None)
@@ -274,6 +288,25 @@ class Surroundings:
         if notice.extend_s is not None:  # of what it has just begun, too
             found.append(inp.NotifiedExtension(run=run, seconds=notice.extend_s))
         return found
+
+
+def _paced(said: Said, observations: Sequence[inp.Observation], done: Done) -> Done:
+    """`done`, held back where a run says new things faster than is good for the journal: it waits for itself only.
+
+    None of it is lost, and its order stays: the next is left on the socket, which lets its sender wait, too.
+    """
+    news = [each for each in observations if said.latest.get(type(each)) != each]
+    if not news:
+        return done
+    said.latest |= {type(each): each for each in news}
+    loop = asyncio.get_running_loop()
+    said.news_s = max(said.news_s, loop.time()) + NEWS_S
+    wait_s = said.news_s - loop.time() - NEWS_MAX * NEWS_S
+    return done if wait_s <= 0 else partial(_later, min(wait_s, NEWS_S), done)
+
+
+def _later(wait_s: float, done: Done) -> None:
+    asyncio.get_running_loop().call_later(wait_s, done)
 
 
 def _mark_of(pid: int) -> str | None:
