@@ -445,7 +445,8 @@ class Daemon:
         self._surroundings.adopt(held, self._registry.committed.services)
 
     def _leave_keeper(self) -> None:
-        self._keeper.close(keep=self._ending.done() and self._ending.result().keep_services)
+        live_on = not self._ending.done() or self._ending.result().keep_services
+        self._keeper.close(keep=live_on)
 
     # --- telling ----------------------------------------------------------------------------------
 
@@ -513,7 +514,8 @@ def serve(config: Config, shown: str, *, watches: bool = False) -> int:
     _log.info("Service registry starting...")
     _log.info("%s", shown)
     for complaint in machine_complaints(config, os.environ):
-        _log.warning("%s", complaint)
+        if complaint.key != "registry.socket":  # that one is an error in a moment
+            _log.warning("%s", complaint)
     systemd = Systemd(os.environ)
     listener = inherited.listener if inherited else None
     daemon = Daemon(config, listener, systemd, files_max, watches=watches)

@@ -10,8 +10,11 @@ import asyncio
 import pytest
 
 from registry import held
+from registry import registry as writer
+from registry.core import checks
 from registry.core import events as ev
 from registry.core import inputs as inp
+from registry.core.decision import decide
 from registry.core.definition import Definition, Dependency, Ready, Reload, Restart
 from registry.core.lifecycle import Reason, State
 from registry.core.projection import Projection
@@ -436,6 +439,33 @@ async def test_at_the_end_dependents_stop_first(made):
     assert [name for name in dict.fromkeys(stops) if name != "web"] == ["page", "app", "db"]
 
 
+async def test_what_was_asked_for_just_before_the_end_and_has_its_turn_after_it_is_stopped_too(
+    made, monkeypatch
+):
+    registry, journal, host = made
+    await registry.command([declared("late")])
+    goes_on, append = asyncio.Event(), journal.append
+
+    async def append_slowly(records):
+        await goes_on.wait()
+        await append(records)
+
+    monkeypatch.setattr(journal, "append", append_slowly)
+    asked = [asyncio.ensure_future(registry.command([("web", inp.Signal(signal="SIGHUP"))]))]
+    await asyncio.sleep(0.01)  # that is being committed
+    asked.append(asyncio.ensure_future(registry.command([("late", inp.Start(actor=ROOT))])))
+    await asyncio.sleep(0)
+    ending = asyncio.ensure_future(registry.stop_all())
+    await asyncio.sleep(0)
+    goes_on.set()
+    await asyncio.wait_for(asyncio.gather(*asked), 5)
+    for name in ("web", "late"):
+        await reaches(registry, name, State.STOPPING)
+        registry.observe(name, inp.ProcessExited(run=1, signal=15))
+    await asyncio.wait_for(ending, 5)
+    assert ("stop", "late", 1) in host.done
+
+
 # --- who depends on whom may change -----------------------------------------------------------------
 
 
@@ -487,6 +517,42 @@ async def test_a_start_of_one_that_is_being_removed_starts_nothing_that_it_needs
     await reaches(registry, "db", State.STOPPED)
     await registry.command([("app", inp.Start(actor=ROOT))])
     assert of(journal.records, "db")[-1] == ("db", "group_emptied")
+
+
+async def test_only_the_neighbours_of_what_changed_or_went_look_again(made, monkeypatch):
+    registry, _journal, _host = made
+    await of_two(registry)
+    await registry.command([declared(f"apart{number}") for number in range(20)])
+    await idle(registry)
+    looked: list[str] = []
+
+    def note(service, given, place):
+        if isinstance(given, inp.Reconsider):
+            looked.append(service.name)
+        return decide(service, given, place)
+
+    monkeypatch.setattr(writer, "decide", note)
+    await registry.command([declared("app", "db", tags=("new",))])
+    await registry.command([("apart0", inp.Remove(actor=ROOT))])
+    await idle(registry)
+    assert set(looked) <= {"app", "db"}
+    assert "db" in looked
+
+
+async def test_nothing_is_remembered_of_a_removed_service(made):
+    registry, _journal, _host = made
+    await of_two(registry)
+    await registry.command([("app", inp.Signal(signal="SIGHUP", actor=ROOT))])
+    registry.tallies["app", "beat"], _probed = checks.count(
+        None, run=1, check="beat", ok=True, error=None, latency_ns=1, at_ns=1
+    )
+    await registry.command([("app", inp.Remove(actor=ROOT))])
+    registry.observe("app", inp.ProcessExited(run=1, signal=15))
+    await asyncio.wait_for(registry.until(lambda: "app" not in registry.committed.services), 5)
+    await idle(registry)
+    assert not registry.tallies
+    assert "app" not in registry._requests
+    assert registry.graph._dependents == {}
 
 
 # --- the end while none can be written ----------------------------------------------------------------
@@ -564,3 +630,21 @@ async def test_at_the_bound_it_is_still_known_who_was_restarted_after_whom(made,
     await registry.command([("db", inp.Restart(actor=ROOT))])
     registry.observe("db", inp.ProcessExited(run=services["db"].run, exit_code=0))
     await reaches(registry, "app", State.STOPPING)
+
+
+async def test_a_service_that_was_declared_while_none_could_be_written_is_known_to_the_next_registry(
+    made, monkeypatch
+):
+    monkeypatch.setattr(held, "HELD_MAX", 5)
+    registry, journal, _host = made
+    journal.broken = True
+    with pytest.raises(NotCommitted):
+        await registry.command([declared("new"), ("new", inp.Start(actor=ROOT))])
+    for _ in range(6):
+        await crash(registry)
+    journal.broken = False
+    await written(registry)
+    refolded = Projection()
+    refolded.fold(journal.records)
+    assert "defined" not in [record.type for record in journal.records if record.service == "new"]
+    assert refolded.services == registry.committed.services

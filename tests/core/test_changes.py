@@ -8,6 +8,7 @@ import pytest
 from registry.core import inputs as inp
 from registry.core.changes import changed_keys, keys_for_a_new_run
 from registry.core.definition import (
+    HEARTBEAT,
     Check,
     Definition,
     Dependency,
@@ -102,6 +103,17 @@ def test_logs_are_taken_up_in_place_unless_they_begin_or_end():
 def test_readiness_is_taken_up_in_place_unless_a_run_is_to_be_listened_to_or_no_more():
     says = msgspec.structs.replace(OLD, ready=Ready.NOTIFY)
     assert keys_for_a_new_run(OLD, says) == keys_for_a_new_run(says, OLD) == ("ready",)
+
+
+def test_a_heartbeat_is_taken_up_in_place_unless_a_run_is_to_beat_more_often_than_it_was_told():
+    def beats(*intervals_s):
+        checks = tuple(Check(f"beat{s}", HEARTBEAT, interval_s=s) for s in intervals_s)
+        return msgspec.structs.replace(OLD, checks=checks)
+
+    for old, new in ((OLD, beats(5)), (beats(5), beats(2)), (beats(5), beats(9, 2))):
+        assert keys_for_a_new_run(old, new) == ("health_check",)
+        assert keys_for_a_new_run(new, old) == ()
+    assert keys_for_a_new_run(beats(5), beats(5, 9)) == ()
 
 
 # --- an apply -------------------------------------------------------------------------------------

@@ -212,6 +212,18 @@ def test_less_time_than_it_has_is_no_extension(world):
     assert w.duties.timer.due_ns == w.mono_ns + 60 * NS
 
 
+def test_who_asks_for_more_time_many_times_a_second_is_journaled_once(world):
+    w = world(ready=Ready.NOTIFY, start_timeout_s=10.0)
+    w.start()
+    w.spawn()
+    asked = []
+    for _ in range(100):
+        w.wait(0.01)
+        asked += say(w, inp.NotifiedExtension, seconds=20)
+        assert 0 <= w.duties.timer.due_ns - w.mono_ns - 20 * NS < NS, "it never gets less"
+    assert len(asked) <= 2
+
+
 def test_more_time_to_stop_puts_off_the_kill(world):
     w = world()
     w.run()

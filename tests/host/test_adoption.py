@@ -282,6 +282,23 @@ async def test_of_a_dead_main_process_the_rest_is_found_by_its_mark(weak_host, e
     assert not stat_of(there.pid).is_alive
 
 
+async def test_a_pidfd_of_a_main_process_that_the_journal_does_not_know_is_not_the_run_s(
+    host, earlier
+):
+    """Killed between the keeper's holding the new main process and the commit that names it."""
+    there = earlier(TWO, "open")
+    other = host.executed(int(there.word()))
+    host.executed(there.pid)
+    pidfd = os.pidfd_open(other)
+    start_time = stat_of(there.pid).start_time
+    assert adopt(host, there.pid, start_time, pidfd=pidfd) == adopted(there.pid)
+    os.kill(there.pid, signal.SIGKILL)
+    there.tell("reap")
+    assert (await host.next()).run == 1
+    host.stop()
+    assert await host.next() == GroupGone(run=1)
+
+
 async def test_a_child_of_ours_may_have_another_main_process(host, make_host):
     """After an upgrade in place: the leader is ours, the main process its child."""
     leader = host.script(TWO)

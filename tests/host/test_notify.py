@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import select
@@ -388,6 +389,28 @@ async def test_one_at_a_time_is_out_and_none_twice(desk):
         done()  # a second time it means nothing
 
 
+async def test_who_has_ended_is_heard_to_the_end_at_once_and_all_of_it_stays_until_it_is_done(desk):
+    desk.auto = False
+    path = desk.notices.open("web", None)
+    for number in range(3):
+        send(path, b"STATUS=%d" % number)
+    dones = [(await desk.heard.get())[-1]]
+    desk.notices.read("web")
+    while not desk.heard.empty():
+        dones.append(desk.heard.get_nowait()[-1])
+    assert len(dones) == 3
+    with desk.keeper() as keeper:
+        dones[1]()
+        assert keeper.recv(100, socket.MSG_PEEK) == b"STATUS=0", "what is before it is not done"
+        dones[0]()
+        assert keeper.recv(100, socket.MSG_PEEK) == b"STATUS=2"
+        dones[2]()
+        with pytest.raises(BlockingIOError):
+            keeper.recv(100)
+    send(path, b"STATUS=3")
+    assert (await desk.next()).status == "3"
+
+
 async def test_a_service_waits_for_itself_only(desk):
     desk.auto = False
     send(desk.notices.open("slow", None), b"READY=1")
@@ -592,6 +615,17 @@ async def test_a_closed_service_leaves_nothing(desk):
     desk.notices.close_service("web")
     desk.notices.close_service("web")
     assert not os.path.exists(path)
+    assert not desk.kept
+
+
+async def test_a_service_is_closed_though_no_descriptor_is_free(desk, monkeypatch):
+    def none_free(*_given: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    desk.notices.open("web", None)
+    with monkeypatch.context() as patch:
+        patch.setattr("registry.host.notify.socket.socket", none_free)
+        desk.notices.close_service("web")
     assert not desk.kept
 
 

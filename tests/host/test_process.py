@@ -16,6 +16,7 @@ from registry.host import gate, proc
 from registry.host import process as process_module
 from registry.host.clock import mono_ns
 from registry.host.launch import LaunchError
+from registry.host.members import Process
 
 SH = "/bin/sh"
 # a process of its own session whose parents are gone: it can only be found by its mark
@@ -698,3 +699,32 @@ async def test_the_memory_of_all_processes_of_a_run_counts(host):
     assert host.runner.tier("s", 1) == host.runner.tier("s", 2) == "session"
     os.close(read)
     os.close(write)
+
+
+async def test_a_look_at_the_memory_of_an_adopted_run_looks_at_no_process_but_its_own(
+    host, make_host, monkeypatch
+):
+    """With hundreds of them, looks at every process of the machine would be all that is done."""
+    first, other = await two(host)
+    host.close()
+    heir = make_host()
+    process = Process(
+        service="s",
+        run=1,
+        pid=first,
+        mark=host.mark(),
+        start_time=stat_of(first).start_time,
+        is_child=False,
+        opened=True,
+    )
+    heir.runner.adopt(process, None)
+    looked: list[int] = []
+
+    def memory(pid: int) -> tuple[int, int]:
+        looked.append(pid)
+        return 1, 1
+
+    monkeypatch.setattr(proc, "memory", memory)
+    monkeypatch.setattr(heir.runner._groups, "look", lambda _process: pytest.fail("it scans"))
+    assert heir.runner.memory("s", 1) == 3
+    assert sorted(looked) == sorted([first, other])

@@ -21,7 +21,7 @@ from registry.host.health import Prober
 from registry.host.launch import Launch
 from registry.host.notify import Done
 from registry.host.process import Runner
-from registry.host.surroundings import Surroundings
+from registry.host.surroundings import NEWS_MAX, Surroundings
 
 pytestmark = pytest.mark.platform("linux")
 
@@ -456,3 +456,33 @@ async def test_a_socket_is_read_while_the_loop_runs_and_when_it_is_asked_to(worl
         sock.send(b"STOPPING=1")
         await world.woken.wait()
     assert observed(world)[1:] == [inp.NotifiedStopping(run=1)]
+
+
+async def test_who_says_new_things_without_end_waits_for_the_pace_and_repeats_wait_for_none(world):
+    world.begin()
+    assert world.hear(*[b"WATCHDOG_USEC=%d" % (1_000_000 + n) for n in range(NEWS_MAX)]) == 1
+    assert world.hear(*[b"READY=1"] * 2, b"WATCHDOG_USEC=5") == 0, "one of them is new"
+    assert len(world.seen) == NEWS_MAX + 3, "it counts at once"
+    assert world.hear(*[b"READY=1\nWATCHDOG=1", b"STATUS=x", b"WATCHDOG_USEC=5"] * 20) == 1
+
+
+async def test_who_waited_for_the_pace_is_done_in_the_end(world, monkeypatch):
+    monkeypatch.setattr("registry.host.surroundings.NEWS_MAX", 1)
+    monkeypatch.setattr("registry.host.surroundings.NEWS_S", 0.01)
+    world.begin()
+    done = asyncio.Event()
+    texts = [Note(b"WATCHDOG_USEC=%d" % n) for n in range(9)]
+    world.around.hear_late(texts, done.set)
+    assert not done.is_set()
+    await asyncio.wait_for(done.wait(), 5)
+    world.begin(run=2)
+    assert world.hear(b"WATCHDOG_USEC=9") == 1, "the next run has its own pace"
+
+
+async def test_what_fails_of_what_was_said_meanwhile_costs_nothing_else(world, monkeypatch, caplog):
+    world.begin()
+    change_main = world.processes.change_main
+    monkeypatch.setattr(world.processes, "change_main", lambda *_: change_main())
+    assert world.hear(b"MAINPID=12", b"READY=1") == 1
+    assert observed(world) == [inp.NotifiedReady(run=1)]
+    assert "got lost" in caplog.text

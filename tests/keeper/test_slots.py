@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from registry.keeper.client import Found
+from registry.keeper.holdings import Held
 from registry.keeper.notes import NOTES_MAX, STORED_MAX, TEXT_MAX, Notes
 from registry.keeper.protocol import META_MAX
 
@@ -385,6 +386,24 @@ async def test_a_keeper_met_again_holds_what_is_held_by_now(make_side) -> None:
         assert is_same(held.fd, second.fileno())
     assert len(side.processes) == 1
     found.close()
+
+
+async def test_what_a_keeper_holds_that_was_too_slow_at_first_is_told_later(
+    make_side, make_ear, run_daemon, monkeypatch
+) -> None:
+    with open(__file__) as file:
+        pid, _count = run_daemon(("web", "socket:http", file.fileno(), "127.0.0.1:80"))
+        late: asyncio.Queue[list[Held]] = asyncio.Queue()
+        side = make_side(on_held=late.put_nowait)
+        os.kill(pid, signal.SIGSTOP)
+        monkeypatch.setattr("registry.keeper.client.HELLO_S", 0.05)
+        assert slots(await side.connect()) == []
+        monkeypatch.undo()
+        os.kill(pid, signal.SIGCONT)
+        [held] = await late.get()
+        assert (held.service, held.slot, held.meta) == ("web", "socket:http", "127.0.0.1:80")
+        assert is_same(held.fd, file.fileno())
+    os.close(held.fd)
 
 
 async def test_notes_of_a_keeper_met_again_are_told_once(make_side, make_ear, run_daemon) -> None:

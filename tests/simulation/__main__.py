@@ -10,7 +10,11 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from registry.core.lifecycle import MOVES  # noqa: E402 - found only by the line before
 from tests.simulation.world import Failure, simulate  # noqa: E402 - found only by the line before
+
+LEAST = 12
+"""Moves told of at the end: those that were made least often."""
 
 
 def main() -> int:
@@ -22,12 +26,14 @@ def main() -> int:
     parser.add_argument("--services", type=int, default=None, help="of each (default: 1 to 7)")
     options = parser.parse_args()
     total: Counter[str] = Counter()
+    moves: Counter[tuple[str, str, str]] = Counter(_possible())
     began_s = time.process_time()
     try:
         for seed in range(options.first, options.first + options.seeds):
             outcome = simulate(seed, options.hours, options.services)
             print(f"seed {seed}: {outcome.digest} {outcome.decisions} decisions", flush=True)
             total.update(outcome.happened)
+            moves.update(outcome.moves)
             total.update(decisions=outcome.decisions, kills=outcome.kills, steps=outcome.steps)
     except Failure as failure:
         print(failure, flush=True)
@@ -40,7 +46,18 @@ def main() -> int:
         f" {total.pop('decisions')} decisions, {total.pop('kills')} kills; {spent_s:.1f} s of CPU"
     )
     print(", ".join(f"{name} {count}" for name, count in sorted(total.items())))
+    least = sorted(moves.items(), key=lambda item: (item[1], item[0]))[:LEAST]
+    print("least visited: " + ", ".join(f"{' '.join(move)} {count}" for move, count in least))
     return 0
+
+
+def _possible() -> dict[tuple[str, str, str], int]:
+    """Every move of the table, none of them made yet."""
+    return {
+        (kind, source.value, dest.value): 0
+        for (kind, source), dests in MOVES.items()
+        for dest in dests
+    }
 
 
 if __name__ == "__main__":

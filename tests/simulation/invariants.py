@@ -7,12 +7,13 @@ explain the others: what is expected is reckoned here anew, by as few of the pro
 from __future__ import annotations
 
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from registry.core import events as ev
-from registry.core.definition import Condition, Definition, Dependency, Policy
+from registry.core.definition import Condition, Definition, Dependency, Policy, Ready
 from registry.core.lifecycle import FOR_A_PERSON, PASSING, Reason, State, is_legal
 from registry.core.projection import Projection
 from registry.core.service import HAS_RUN, UP, Service
@@ -69,6 +70,8 @@ class Ledger:
     spawned: set[tuple[str, int, int]] = field(default_factory=set)
     touched: dict[str, None] = field(default_factory=dict)
     types: dict[int, tuple[str | None, str]] = field(default_factory=dict)
+    moves: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    said_ready: set[Key] = field(default_factory=set)
 
     def account(self, service: str) -> Account:
         """What is remembered of a service."""
@@ -142,8 +145,21 @@ def the_last_word_counts(ledger: Ledger, record: ev.Record) -> None:
             account.wish = False
         case ev.Adopted(reason=Reason.UNJOURNALED):
             account.wish = True
+        case ev.Removed():
+            account.wish = False
         case ev.Resynced():
+            account.last_run = max(account.last_run, int(event.state.get("run", 0)))
             account.wish = bool(event.state.get("wanted"))
+
+
+def a_run_is_ready_by_its_own_word(ledger: Ledger, record: ev.Record) -> None:
+    """A run that is to say when it is ready is so only when it has said it, and no other run for it."""
+    if not isinstance(record.event, ev.BecameReady) or record.service is None:
+        return
+    definition = ledger.folded.services[record.service].definition
+    is_asked = definition.readiness is Ready.NOTIFY
+    if is_asked and (record.service, record.run or 0) not in ledger.said_ready:
+        broken(a_run_is_ready_by_its_own_word, record.service, str(record))
 
 
 def a_beginning_is_fresh_where_it_ought_to_be(ledger: Ledger, record: ev.Record) -> None:
@@ -167,11 +183,12 @@ def restarts_keep_delay_and_limit(ledger: Ledger, record: ev.Record) -> None:
         return
     account, event = ledger.account(record.service), record.event
     match event:
-        case ev.StartRequested() | ev.RestartRequested() | ev.ResetRequested():
+        case ev.StartRequested() | ev.RestartRequested() | ev.ResetRequested() | ev.Removed():
             account.attempt, account.is_forgiven = 0, True
             account.charged_ns.clear()
         case ev.Resynced():
             account.attempt, account.is_forgiven = int(event.state.get("attempt", 0)), True
+            account.due_ns = event.state.get("restart_due_ns")
             account.charged_ns.clear()
         case ev.BecameReady():
             account.ready_ns = record.mono_ns
@@ -277,6 +294,8 @@ def take_in(ledger: Ledger, kernel: Kernel, rows: list[Row]) -> list[ev.Record]:
             ledger.touched[record.service] = None
             if isinstance(record.event, ev.Moved):
                 latest[record.service] = record
+                moved = record.event
+                ledger.moves[record.type, moved.source.value, moved.dest.value] += 1
     for name, record in latest.items():
         service = ledger.folded.services.get(name)
         if service is not None:
@@ -298,6 +317,7 @@ _OF_ROWS: tuple[Callable[[Ledger, ev.Record], None], ...] = (
     no_run_number_is_used_twice,
     one_process_at_a_time,
     the_last_word_counts,
+    a_run_is_ready_by_its_own_word,
     a_beginning_is_fresh_where_it_ought_to_be,
     restarts_keep_delay_and_limit,
     a_stop_waits_for_dependents,
@@ -466,10 +486,10 @@ def overdue(service: Service, services: Services, kernel: Kernel, mono_ns: int) 
             return "its restart is due" if mono_ns > due_ns else None
         case State.RUNNING:
             return _overdue_running(service, services, mono_ns)
-    if service.reason is Reason.WAITING and service.wanted:
-        if not any(missing(service.definition, services)):
-            return "it waits for nothing"
-    return None
+    waits = service.reason is Reason.WAITING and service.wanted
+    return (
+        "it waits for nothing" if waits and not any(missing(service.definition, services)) else None
+    )
 
 
 def _overdue_running(service: Service, services: Services, mono_ns: int) -> str | None:

@@ -118,7 +118,7 @@ class Programs:
         if not definition.is_notified or chance.random() >= way.talks:
             return
         kind = chance.choice(["stopping", "extension", "watchdog", "main"])
-        self._say_in(chance.uniform(0.0, 100.0), process, kind, chance.choice([5.0, 30.0]))
+        self._say_in(chance.choice([0.1, 5.0, 100.0]), process, kind, chance.choice([5.0, 30.0]))
 
     def _say_in(self, delay_s: float, process: Process, kind: str, value: float = 0.0) -> None:
         self._kernel.loop.after(delay_s, self._say_now, Note(process, kind, value))

@@ -120,8 +120,8 @@ def test_a_plan_tells_what_an_apply_then_does_and_that_touches_only_what_changed
     assert by_service(plan)["anew"]["restart_keys"] == ["cmd"]
     assert latest(box) == seq, "a plan changes nothing"
     applied = box.data("apply", wait=True)
-    told = {each["name"] for each in applied.pop("services")}
-    assert told == {each["service"] for each in plan["changes"] if each["change"] != "remove"}
+    names = {each["name"] for each in applied.pop("services")}
+    assert names == {each["service"] for each in plan["changes"] if each["change"] != "remove"}
     assert applied == plan
     after = running(box, "same", "tuned", "anew", "failed", "added")
     assert [after[name] for name in ("same", "tuned")] == [before["same"], before["tuned"]]
@@ -600,6 +600,35 @@ def test_sighup_applies_and_with_a_wrong_file_tells_every_complaint(box):
     errors = [line for line in box.errors.read_text().splitlines() if "[ERROR]" in line]
     assert [sum(word in line for line in errors) for word in (" stop:", "umask")] == [1, 1], errors
     assert latest(box) == seq
+
+
+NO_THREAD = """
+import asyncio, os
+from registry.__main__ import main
+
+to_thread = asyncio.to_thread
+
+async def short_of_threads(*given):
+    if os.path.exists("short"):
+        raise RuntimeError("can't start new thread")
+    return await to_thread(*given)
+
+asyncio.to_thread = short_of_threads
+main()
+"""
+
+
+def test_sighup_ends_no_registry_that_has_no_thread_to_read_the_file(box):
+    begin(box, service("web"), program=(str(box.program("short", NO_THREAD)),))
+    before = running(box, "web")
+    (box.folder / "short").touch()
+    box.daemon.send_signal(signal.SIGHUP)
+    box.wait_for(lambda: "could not be applied" in box.errors.read_text(), "it is told")
+    (box.folder / "short").unlink()
+    box.configure(service("web") + service("new"))
+    box.daemon.send_signal(signal.SIGHUP)
+    box.wait_for(lambda: len(box.data("list_services")) == 2, "the next one is carried out")
+    assert running(box, "web") == before
 
 
 def test_sighup_ends_no_registry_not_even_one_that_is_becoming_another_program(box):

@@ -99,7 +99,7 @@ while True:
     assert not box.events("app", "became_unhealthy")
     (box.folder / "open").touch()
     assert box.wait_status("app", "Running", health="healthy")["run"] == 1
-    assert "[INFO] Health OK: app" in box.errors.read_text()
+    box.wait_for(lambda: "[INFO] Health OK: app" in box.errors.read_text(), "it is told")
     (answer,) = box.data("health", service="app")
     assert list(answer) == ["name", "health", "since", "checks"]
     assert (answer["name"], answer["health"]) == ("app", "healthy")

@@ -171,3 +171,26 @@ http.server.HTTPServer(("127.0.0.1", PORT), Handler).serve_forever()
     box.wait_for(lambda: "not ready within" in box.errors.read_text(), "it is judged")
     assert "\x1b" not in box.errors.read_text()
     assert not [line for line in box.errors.read_text().splitlines() if line.startswith("[ERROR]")]
+
+
+REMEMBERS_LITTLE = """
+from registry import registry
+from registry.__main__ import main
+
+registry.RECENT_MAX = 20
+main()
+"""
+
+
+def test_more_at_once_than_is_kept_in_memory_is_told_all_the_same(box):
+    names = [f"missing{number:02d}" for number in range(40)]
+    services = (f'[[service]]\nname = "{name}"\ncmd = ["./nowhere"]\n' for name in names)
+    box.configure("".join(services))
+    box.start(program=(str(box.program("little", REMEMBERS_LITTLE)),))
+
+    def told() -> list[str]:
+        lines = box.errors.read_text().splitlines()
+        return sorted(line.split()[1] for line in lines if "cannot start" in line)
+
+    box.wait_for(lambda: len(told()) >= len(names), "all is told")
+    assert told() == names, "and once"

@@ -300,6 +300,40 @@ def test_a_daemon_that_ends_while_the_registry_is_down_has_ended(box):
     assert box.wait_status("speaker", "Failed", run=1)["reason"] in ("signal", "lost")
 
 
+def test_who_names_another_main_process_in_a_second_breath_and_ends_is_followed(box):
+    """The second is read though the first still waits for its commit; which of both it is, is a race."""
+    opening = "pid = os.fork()\nif pid: say('READY=1'); say(f'MAINPID={pid}'); os._exit(0)"
+    names = [f"speaker{number}" for number in range(5)]
+    keys = 'restart = "Never"'
+    box.configure("".join(speaker(box, keys, opening, name) for name in names))
+    box.start()
+    for name in names:
+        box.wait_for(lambda name=name: box.events(name, "main_changed"), f"{name} is followed")
+        assert order(box, "answer = os.getpid()", name) == str(
+            box.wait_status(name, "Running")["pid"]
+        )
+
+
+def test_who_is_named_main_process_while_the_registry_is_down_is_taken_up(box):
+    begin(box, 'restart = "Never"')
+    say(box, "READY=1")
+    before = box.wait_status("speaker", "Running")["pid"]
+    box.kill()
+    order(
+        box,
+        "pid = os.fork()\n"
+        "if pid: say(f'MAINPID={pid}'); os._exit(0)\n"
+        "os.unlink(path); os.closerange(3, 100); serve()",
+    )
+    box.wait_for(lambda: not box.is_running(before), "who was the main process has ended")
+    pid = int(order(box, "answer = os.getpid()"))
+    box.start()
+    assert box.wait_status("speaker", "Running", pid=pid)["run"] == 1
+    order(box, "os._exit(7)")
+    assert box.wait_status("speaker", "Failed")["reason"] in ("exit_code", "lost")
+    box.verify()
+
+
 def test_the_pid_of_a_stranger_is_nobody_s_main_process(box):
     pid = begin(box)
     say(box, f"MAINPID={os.getpid()}\nREADY=1")
@@ -546,6 +580,36 @@ def test_sockets_are_held_though_the_keeper_is_killed(box):
     assert box.wait_status("speaker", "Running")["pid"] == pid
 
 
+def test_a_service_is_heard_again_when_registry_and_keeper_were_both_killed(box):
+    pid = begin(box)
+    keeper = box.keeper_pid()
+    box.kill()
+    os.kill(keeper, signal.SIGKILL)
+    box.wait_for(lambda: not box.is_running(keeper), "the keeper has ended")
+    box.start()
+    say(box, "READY=1")
+    assert box.wait_status("speaker", "Running")["pid"] == pid
+
+
+def test_who_changes_his_mind_without_end_waits_for_himself_and_his_last_word_counts(box):
+    check = f'health_check = {{ {BEAT}, interval = "100s", timeout = "100s" }}'
+    box.configure(speaker(box, check, "say('READY=1')") + speaker(box, "", "", "other"))
+    box.start()
+    box.wait_status("speaker", "Running")
+    before = len(box.events("speaker"))
+    order(box, "for n in range(30): say(f'WATCHDOG_USEC={90_000_000 + n}')")
+    say(box, "READY=1", "other")
+    box.wait_status("other", "Running")
+    assert len(box.events("speaker")) - before <= 25
+    box.kill()
+    box.start()
+
+    def last_s() -> float:
+        return float(box.last("speaker", "watchdog_changed")["data"]["interval_s"])
+
+    box.wait_for(lambda: last_s() == 90.000029, "the last one counts")
+
+
 def test_an_upgrade_hears_what_comes_before_and_after_it(box):
     pid = begin(box)
     say(box, "STATUS=before")
@@ -615,6 +679,46 @@ def test_stored_descriptors_outlive_the_service_and_the_registry_until_they_are_
     order(box, "store('last'); os._exit(1)")
     box.start()
     assert found(box, 5) == repr({"three": "three", "last": "last"})
+
+
+def test_what_is_stored_after_it_said_that_it_stops_is_given_to_its_next_run(box):
+    box.configure(speaker(box, "", KEEPS))
+    box.start()
+    found(box, 1)
+    order(box, "say('STOPPING=1'); store('one'); os._exit(0)")
+    assert found(box, 2) == repr({"one": "one"})
+
+
+BREAKS = """
+import os
+from registry.__main__ import main
+from registry.registry import Registry
+
+drain = Registry.drain
+
+async def broken(registry):
+    if os.path.exists("break"):
+        raise RuntimeError("a bug")
+    await drain(registry)
+
+Registry.drain = broken
+main()
+"""
+"""A registry that ends by a bug once there is a file `break`."""
+
+
+def test_stored_descriptors_outlive_a_registry_that_ended_by_a_bug(box):
+    box.configure(speaker(box, "", KEEPS))
+    box.start(program=(str(box.program("breaks", BREAKS)),))
+    found(box, 1)
+    order(box, "store('one')")
+    (box.folder / "break").touch()
+    say(box, "WATCHDOG_USEC=1000000")
+    assert box.daemon.wait(10) not in (0, None)
+    (box.folder / "break").unlink()
+    box.start()
+    restart(box)
+    assert found(box, 2) == repr({"one": "one"})
 
 
 def test_stored_descriptors_are_forgotten_when_it_is_down_for_good(box):

@@ -271,6 +271,26 @@ def test_a_service_no_longer_declared_is_stopped_and_forgotten(box):
     box.verify()
 
 
+def test_of_those_no_longer_declared_dependents_are_gone_before_what_they_need_is_stopped(box):
+    slow = """cmd = ["sh", "-c", "trap 'sleep 0.2; exit' TERM; while :; do sleep 0.01; done"]"""
+    names = [f"db{number}" for number in range(4)]
+    pairs = [
+        service(name, SLEEP) + service(f"app-{name}", f'{slow}\ndepends_on = ["{name}"]')
+        for name in names
+    ]
+    box.configure("".join(pairs))
+    box.start()
+    for name in names:
+        box.wait_status(f"app-{name}", "Running")
+    box.kill()
+    box.configure("")
+    box.start()
+    box.wait_for(lambda: not box.data("list_services"), "all are forgotten")
+    for name in names:
+        removed, exited = box.last(f"app-{name}", "removed"), box.last(name, "exited")
+        assert removed["seq"] < exited["seq"], name
+
+
 def test_a_number_of_a_run_is_never_used_again(box):
     box.configure(service("here", SLEEP) + service("there", SLEEP))
     box.start()

@@ -267,6 +267,18 @@ def test_a_reload_need_not_be_waited_for_and_ends_with_its_run(box):
     assert answer["seq"] not in requests, "that run is over"
 
 
+def test_a_reload_under_way_when_its_key_is_taken_away_keeps_no_registry_from_starting(box):
+    begin(box, service("web", SLEEP, 'reload = ["sleep", "1000"]'))
+    pid = box.wait_status("web", "Running")["pid"]
+    (answer,) = box.data("reload", service="web", wait=False)
+    box.kill()
+    begin(box, service("web", SLEEP))
+    done = box.wait_for(lambda: box.events("web", "request_done"), "it is answered")
+    assert done[0]["data"]["request"] == answer["seq"]
+    assert "no longer says" in done[0]["data"]["error"]
+    assert box.wait_status("web", "Running")["pid"] == pid
+
+
 # --- check ----------------------------------------------------------------------------------------
 
 
