@@ -445,8 +445,7 @@ class Daemon:
         self._surroundings.adopt(held, self._registry.committed.services)
 
     def _leave_keeper(self) -> None:
-        live_on = not self._ending.done() or self._ending.result().keep_services
-        self._keeper.close(keep=live_on)
+        self._keeper.close(keep=self._ending.done() and self._ending.result().keep_services)
 
     # --- telling ----------------------------------------------------------------------------------
 

@@ -111,15 +111,21 @@ def causes_come_before(ledger: Ledger, record: ev.Record) -> None:
 def no_run_number_is_used_twice(ledger: Ledger, record: ev.Record) -> None:
     """A run has a higher number than every run of its service before it, removed ones included."""
     event = record.event
-    begins = isinstance(event, ev.Spawned) or (
-        isinstance(event, ev.Adopted) and event.reason is Reason.UNJOURNALED
-    )
+    begins = isinstance(event, ev.Spawned) or _is_found(ledger, record)
     if not begins or record.service is None:
         return
     account = ledger.account(record.service)
     if record.run is None or record.run <= account.last_run:
         broken(no_run_number_is_used_twice, record.service, f"{account.last_run}, then {record}")
     account.last_run = record.run
+
+
+def _is_found(ledger: Ledger, record: ev.Record) -> bool:
+    """Whether a run that the journal did not know was found; found again it is known, whatever the reason says."""
+    if not isinstance(record.event, ev.Adopted) or record.event.reason is not Reason.UNJOURNALED:
+        return False
+    service = ledger.folded.services.get(record.service or "")
+    return service is None or service.run != record.run
 
 
 def one_process_at_a_time(ledger: Ledger, record: ev.Record) -> None:
@@ -143,7 +149,7 @@ def the_last_word_counts(ledger: Ledger, record: ev.Record) -> None:
             account.wish = False
         case ev.ResetRequested(source=State.FAILED):
             account.wish = False
-        case ev.Adopted(reason=Reason.UNJOURNALED):
+        case ev.Adopted() if _is_found(ledger, record):
             account.wish = True
         case ev.Removed():
             account.wish = False
@@ -377,6 +383,16 @@ def no_process_is_unknown(kernel: Kernel, services: Services) -> None:
                 broken(no_process_is_unknown, key[0], f"{process} runs, the registry: {known}")
 
 
+def a_process_is_known_by_its_start_time(kernel: Kernel, services: Services) -> None:
+    """What the registry knows the process of a run by, number and start time, is what the kernel knows it by."""
+    for name, service in services.items():
+        process = kernel.processes.get(service.pid or 0)
+        if process is None or process.key != (name, service.run):
+            continue
+        if process.start_time != service.start_time:
+            broken(a_process_is_known_by_its_start_time, name, f"{service.start_time}: {process}")
+
+
 # --- of what is done ------------------------------------------------------------------------------
 
 
@@ -477,6 +493,8 @@ def overdue(service: Service, services: Services, kernel: Kernel, mono_ns: int) 
             return "its process is gone"
         case State.STARTING:
             due_ns = max((service.watched_ns or 0) + int(run_s["start"] * NS), service.extended_ns)
+            if service.definition.readiness is Ready.HEALTH and _all_succeed(service):
+                return "all its checks succeed, and it is not ready"
             return "its start timeout is over" if mono_ns > due_ns else None
         case State.STOPPING:
             due_ns = max(service.moved_ns + int(run_s["stop"] * NS), service.extended_ns)
@@ -498,11 +516,28 @@ def _overdue_running(service: Service, services: Services, mono_ns: int) -> str 
         due_ns = max(service.ending_ns + int(stop_s * NS), service.extended_ns)
         return "it said that it stops" if mono_ns > due_ns else None
     if service.wanted:
-        return None
+        return "it does not follow" if _is_left_behind(service, services) else None
     for other in _dependents(service.name, services):
         if other.state is State.STOPPING or (other.state in UP and not other.wanted):
             return None
     return "it is to stop, and nobody stops before it"
+
+
+def _all_succeed(service: Service) -> bool:
+    checks = [service.checks.get(check.name) for check in service.definition.checks]
+    return all(check is not None and check.ok for check in checks)
+
+
+def _is_left_behind(service: Service, services: Services) -> bool:
+    """Whether what its run follows has a later run, and is as it is asked."""
+    if service.run_definition is not None:  # what is declared counts from its next run on
+        return False
+    for need in service.definition.depends_on:
+        target = services.get(need.service)
+        if need.restart and target is not None and is_as_asked(need, target):
+            if 0 < (service.spawned_seq or 0) < (target.spawned_seq or 0):
+                return True
+    return False
 
 
 def _dependents(name: str, services: Services) -> Iterator[Service]:

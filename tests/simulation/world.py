@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from random import Random
 from typing import Any
 
@@ -173,10 +173,10 @@ class World:
             return
         self._is_last = True
         life.die("over")
-        self.loop.call_soon(self.loop.stop)
-        for _ in range(5):
-            self.loop.call_soon(self.loop.stop)
-            self.loop.run_forever()
+        with suppress(Livelock):
+            for _ in range(5):
+                self.loop.call_soon(self.loop.stop)
+                self.loop.run_forever()
         self.loop.close()
 
     def _outcome(self) -> Outcome:
@@ -328,6 +328,7 @@ class World:
         if not registry._held._records:
             inv.projection_is_the_fold_of_the_rows(self.ledger, registry)
         inv.no_process_is_unknown(self.kernel, registry.committed.services)
+        inv.a_process_is_known_by_its_start_time(self.kernel, registry.committed.services)
 
     def _look(self) -> None:
         """Whether everything settles."""
@@ -433,6 +434,10 @@ class World:
         self._unless_quiet(action)
         self._now_and_then(mean_s, action)
 
+    def _unless_quiet(self, action: Callable[[], None]) -> None:
+        if not self._is_quiet:
+            action()
+
     def _kill(self) -> None:
         life = self.life
         if life is None or life.dead:
@@ -458,9 +463,8 @@ class World:
     def _stall(self) -> None:
         if self.life is not None:
             self.happened["stall"] += 1
-            self.life.stalled_until_ns = self.loop.now_ns + int(
-                self.chance.uniform(0.3, 100.0) * NS
-            )
+            until_ns = self.loop.now_ns + int(self.chance.uniform(0.3, 100.0) * NS)
+            self.life.stalled_until_ns = max(self.life.stalled_until_ns, until_ns)
 
     def _kill_keeper(self) -> None:
         self.happened["keeper dies"] += 1
@@ -487,9 +491,19 @@ class World:
         self.happened["disk slow"] += disk.slow
         bad_s = self.chance.choice([0.05, 2.0, 30.0, 200.0])
         self.loop.after(bad_s, setattr, disk, "full", False)
-        self.loop.after(
-            2 * bad_s, setattr, disk, "slow", False
-        )  # room again, and much to catch up with
+        # room again, and much to catch up with
+        self.loop.after(2 * bad_s, setattr, disk, "slow", False)
+        if self.trouble.kill_s is not None and self.chance.random() < 0.4:
+            self.loop.after(self.chance.uniform(0.0, 1.2) * bad_s, self._unless_quiet, self._kill)
+
+        if self.chance.random() < 0.7:  # services need the disk, too
+            for _ in range(3):
+                self.loop.after(self.chance.uniform(0.0, 1.0) * bad_s, self._crash_one)
+
+    def _crash_one(self) -> None:
+        running = [each for each in self.kernel.processes.values() if each.has_run]
+        if running and not self._is_quiet:
+            self.kernel.end(self.chance.choice(running), 1)
 
     def _change_habit(self) -> None:
         name = self.chance.choice([each.name for each in self.config.definitions])

@@ -681,43 +681,30 @@ def test_stored_descriptors_outlive_the_service_and_the_registry_until_they_are_
     assert found(box, 5) == repr({"three": "three", "last": "last"})
 
 
-def test_what_is_stored_after_it_said_that_it_stops_is_given_to_its_next_run(box):
-    box.configure(speaker(box, "", KEEPS))
-    box.start()
-    found(box, 1)
-    order(box, "say('STOPPING=1'); store('one'); os._exit(0)")
-    assert found(box, 2) == repr({"one": "one"})
-
-
-BREAKS = """
-import os
+SLOW = """
+import asyncio
 from registry.__main__ import main
-from registry.registry import Registry
+from registry.core.events import StopAnnounced
+from registry.journal.journal import Journal
 
-drain = Registry.drain
+append = Journal.append
 
-async def broken(registry):
-    if os.path.exists("break"):
-        raise RuntimeError("a bug")
-    await drain(registry)
+async def slow(journal, records):
+    if any(isinstance(record.event, StopAnnounced) for record in records):
+        await asyncio.sleep(0.3)
+    await append(journal, records)
 
-Registry.drain = broken
+Journal.append = slow
 main()
 """
-"""A registry that ends by a bug once there is a file `break`."""
+"""A registry whose disk is slow when STOPPING=1 is to be written."""
 
 
-def test_stored_descriptors_outlive_a_registry_that_ended_by_a_bug(box):
+def test_what_is_stored_right_after_it_said_that_it_stops_is_given_to_its_next_run(box):
     box.configure(speaker(box, "", KEEPS))
-    box.start(program=(str(box.program("breaks", BREAKS)),))
+    box.start(program=(str(box.program("slow", SLOW)),))
     found(box, 1)
-    order(box, "store('one')")
-    (box.folder / "break").touch()
-    say(box, "WATCHDOG_USEC=1000000")
-    assert box.daemon.wait(10) not in (0, None)
-    (box.folder / "break").unlink()
-    box.start()
-    restart(box)
+    order(box, "say('STOPPING=1'); store('one'); os._exit(0)")
     assert found(box, 2) == repr({"one": "one"})
 
 
