@@ -367,7 +367,7 @@ class Daemon:
         """Say that we are here, take up what lives, declare what the file declares, begin."""
         registry, config = self._registry, self._starting
         cause = await beginning.write(registry)
-        known = set(registry.committed.services)
+        known = list(registry.committed.services)
         recovery.declare(registry, self._configuration, cause)
         recovery.take_up(
             config,

@@ -151,9 +151,8 @@ class Registry:
         self._watched: dict[str, tuple[int, Any]] = {}
         self._requests: dict[str, tuple[Request, ...]] = {}
         self._released: dict[str, int] = {}
-        self._parted: set[str] = (
-            set()
-        )  # neighbours until a change of who depends on whom, not told yet
+        # neighbours until a change of who depends on whom, not told yet; in an order that is the same each time
+        self._parted: dict[str, None] = {}
 
     @property
     def degraded_since_ns(self) -> int | None:
@@ -347,11 +346,11 @@ class Registry:
             self._advance(followed)
             records += followed
         if records and isinstance(given, inp.Define):
-            self._parted.update((name, *self.graph.neighbours(name, self._live.services)))
+            self._parted |= dict.fromkeys((name, *self.graph.neighbours(name, self._live.services)))
             self.graph.declare(service.definition)
         if records and isinstance(records[-1].event, ev.Removed):
             self._live.remove(name)
-            self._parted.update(self.graph.neighbours(name, self._live.services))
+            self._parted |= dict.fromkeys(self.graph.neighbours(name, self._live.services))
             self.graph.forget(name)
         return records
 
@@ -420,8 +419,9 @@ class Registry:
         now_ns = self._clock.now().mono_ns
         if now_ns - due_ns > LATE_NS and isinstance(timer.due, inp.StartTimerDue):
             # we stood still: it may have become ready, but nobody was there to ask, so it has its time again
-            timeout_s = self._live.services[name].definition.start_timeout_s
-            self._arm(name, timer, now_ns + int(timeout_s * NS))
+            service = self._live.services.get(name)
+            if service is not None:  # else its removal is being committed
+                self._arm(name, timer, now_ns + int(service.definition.start_timeout_s * NS))
             return
         self._timers.pop(name, None)
         self.observe(name, timer.due)

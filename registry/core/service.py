@@ -205,7 +205,7 @@ def _begin_run(service: Service, event: ev.Spawned | ev.Adopted, record: ev.Reco
 
 
 def _adopted(service: Service, event: Any, record: ev.Record) -> None:
-    if event.reason is Reason.UNJOURNALED:
+    if record.run is not None and record.run > service.run:  # one that the journal did not know
         _begin_run(service, event, record)
         service.wanted, service.autostart_due, service.bound = True, False, None
     service.watched_ns = record.mono_ns  # time that nobody watched is not charged

@@ -12,7 +12,7 @@ import pytest
 
 from registry.core import events as ev
 from registry.core import inputs as inp
-from registry.core.definition import Check, Definition, OnFailure, Policy
+from registry.core.definition import Check, Definition, OnFailure, Policy, Ready
 from registry.core.dependencies import is_settled
 from registry.core.duties import duties
 from registry.core.lifecycle import FOR_A_PERSON, PASSING, Reason, State
@@ -1073,3 +1073,12 @@ def test_the_projection_lists_services_as_the_file_does(world):
         )
         projection.fold([ev.Record(seq, 1, 1, seq, name, None, None, None, defined)])
     assert [service.name for service in projection.in_order()] == ["c", "b", "a"]
+
+
+def test_an_unjournaled_run_that_is_adopted_again_is_still_known_by_its_start_time(world):
+    w = world(ready=Ready.NOTIFY)
+    w.give(inp.RunFound(run=1, pid=7, start_time=70))
+    w.give(inp.NotifiedWatchdog(run=1, interval_s=5.0))
+    w.give(inp.ProcessFound(run=1, pid=7))
+    assert (w.service.state, w.service.pid, w.service.start_time) == (State.STARTING, 7, 70)
+    assert w.service.watchdog_s == 5.0

@@ -534,9 +534,10 @@ def _is_left_behind(service: Service, services: Services) -> bool:
         return False
     for need in service.definition.depends_on:
         target = services.get(need.service)
-        if need.restart and target is not None and is_as_asked(need, target):
-            if 0 < (service.spawned_seq or 0) < (target.spawned_seq or 0):
-                return True
+        if not need.restart or target is None or not is_as_asked(need, target):
+            continue
+        if 0 < (service.spawned_seq or 0) < (target.spawned_seq or 0):
+            return True
     return False
 
 
