@@ -21,7 +21,7 @@ from registry.core import inputs as inp
 from registry.core.decision import Place, decide
 from registry.core.definition import Definition
 from registry.core.dependencies import Graph, around, needs
-from registry.core.duties import Duties, StopDuty, Timer, duties
+from registry.core.duties import Duties, StopDuty, Timer, duties, rests
 from registry.core.lifecycle import Reason, State
 from registry.core.projection import Projection
 from registry.core.restarts import NS
@@ -388,7 +388,7 @@ class Registry:
         if duty.stop is not None:
             self._host.stop(name, service.run, duty.stop)
         self._carry_out(name, service, duty.requests)
-        if service.state in (State.STOPPED, State.FAILED) and service.reason is not Reason.WAITING:
+        if rests(service):
             self._host.rest(name)
         self._release_ended(name, service)
 

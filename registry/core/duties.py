@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from registry.core.inputs import Observation, RestartTimerDue, StartTimerDue, StopTimerDue
-from registry.core.lifecycle import State
+from registry.core.lifecycle import Reason, State
 from registry.core.service import Request, Service, start_due_ns, stop_due_ns
 
 
@@ -56,6 +56,12 @@ def duties(service: Service) -> Duties:
             return Duties(timer=Timer(service.restart_due_ns, RestartTimerDue(run=service.run)))
         case State.STOPPED | State.FAILED:
             return _NOTHING
+
+
+def rests(service: Service) -> bool:
+    """Whether nothing of it runs or is to: then what is kept for its runs can go."""
+    is_down = service.state in (State.STOPPED, State.FAILED)
+    return is_down and service.reason is not Reason.WAITING
 
 
 def _up(service: Service) -> Duties:
