@@ -95,9 +95,10 @@ COMMAND = "check"
 
 
 class Survey(NamedTuple):
-    """The living processes with a journal's marks: leaders by service and run, and commands of checks."""
+    """The living processes with a journal's marks: of each run the oldest that leads a session, else the oldest of
+    what is left of it; and commands of checks."""
 
-    leaders: dict[tuple[str, int], proc.Stat]
+    runs: dict[tuple[str, int], proc.Stat]
     commands: list[proc.Stat]
 
 
@@ -119,12 +120,18 @@ def _enter(found: Survey, words: list[str], journal_id: str, stat: proc.Stat) ->
         case [journal, _service, _run, last] if journal == journal_id and last == COMMAND:
             found.commands.append(stat)
         case [journal, service, run] if journal == journal_id and run.isdigit():
-            if stat.session == stat.pid:  # others are members of a run that somebody leads
-                first = found.leaders.get((service, int(run)), stat)
-                # helpers that lead sessions of their own came later
-                found.leaders[service, int(run)] = min(
-                    first, stat, key=lambda each: (each.start_time, each.pid)
-                )
+            first = found.runs.get((service, int(run)), stat)
+            found.runs[service, int(run)] = min(first, stat, key=_rank)
+
+
+def _rank(stat: proc.Stat) -> tuple[bool, int, int]:
+    """The least of a run is its leader: helpers that lead sessions of their own came later."""
+    return not leads(stat), stat.start_time, stat.pid
+
+
+def leads(stat: proc.Stat) -> bool:
+    """Whether a process leads its session; others are members of a run that somebody leads, or has led."""
+    return stat.session == stat.pid
 
 
 def kill_command(stat: proc.Stat) -> None:

@@ -292,12 +292,12 @@ class Machine:
             survey = adoption.survey(self._journal_id)
         for command in survey.commands:
             adoption.kill_command(command)
-        latest = dict(sorted(survey.leaders))
+        latest = dict(sorted(survey.runs))
         seen: list[tuple[str, Observation]] = []
         for service in services:
             found: list[Observation] = []
             if (run := latest.get(service.name, 0)) > service.run:
-                found = self.adopt_unjournaled(service, run, survey.leaders[service.name, run])
+                found = self.adopt_unjournaled(service, run, survey.runs[service.name, run])
             has_run = service.pid is not None or service.state is State.STOPPING
             if not found and has_run:
                 pidfd = pidfds.pop((service.name, service.run), None)
@@ -333,6 +333,9 @@ class Machine:
         at_gate = stat.comm == gate.GATE  # its pipe is closed: it is about to end
         if at_gate or run <= service.run or not self._is_user_of(stat.pid, service.definition):
             return []
+        found = RunFound(run=run, pid=stat.pid, start_time=stat.start_time)
+        if not adoption.leads(stat):
+            return [found, self._adopt_rest(service, run, stat)]
         pidfd = adoption.pidfd_of(stat.pid, stat.start_time) if self._capabilities.pidfd else None
         process = Process(
             service=service.name,
@@ -345,8 +348,20 @@ class Machine:
             opened=True,
         )
         self._took_up(service, process, stat.pid)
-        found = RunFound(run=run, pid=stat.pid, start_time=stat.start_time)
         return [found, GateOpened(run=run)]
+
+    def _adopt_rest(self, service: Service, run: int, stat: proc.Stat) -> ProcessLost:
+        """Take up what is left of a run whose leader has ended; the duty that follows ends it."""
+        rest = Process(
+            service=service.name,
+            run=run,
+            pid=None,
+            mark=self.mark(service.name, run),
+            start_time=None,
+            is_child=False,
+            leader=stat.session,  # held by this member, so that it is certainly still the run's
+        )
+        return ProcessLost(run=run, group_empty=self._runner.adopt_leftovers(rest))
 
     def _is_user_of(self, pid: int, definition: Definition) -> bool:
         """A mark is only a variable, which anybody can set: the user has to be the service's, too."""

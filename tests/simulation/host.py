@@ -330,13 +330,13 @@ class SimulatedHost:
         same_boot: bool,
     ) -> list[tuple[str, inp.Observation]]:
         """Every run that lives, journaled or not, and how the others ended."""
-        leaders = self._survey() if same_boot else {}
-        latest = dict(sorted(leaders))
+        runs = self._survey() if same_boot else {}
+        latest = dict(sorted(runs))
         seen: list[tuple[str, inp.Observation]] = []
         for service in services:
             found: list[inp.Observation] = []
             if (run := latest.get(service.name, 0)) > service.run:
-                found = self._adopt_unjournaled(service, leaders[service.name, run])
+                found = self._adopt_unjournaled(service, runs[service.name, run])
             has_run = service.pid is not None or service.state is State.STOPPING
             if not found and has_run:
                 held = pidfds.pop((service.name, service.run), None) is not None
@@ -345,20 +345,22 @@ class SimulatedHost:
         return seen
 
     def _survey(self) -> dict[Key, Process]:
-        return {
-            each.key: each
-            for each in self._kernel.processes.values()
-            if each.key is not None and each.is_main and each.journal_id == self.journal_id
-        }
+        ours = [each for each in self._kernel.processes.values() if each.journal_id == self.journal_id]
+        ours.sort(key=lambda each: each.is_main)  # a leader before what is left of its run
+        return {each.key: each for each in ours if each.key is not None}
 
     def _adopt_unjournaled(self, service: Service, process: Process) -> list[inp.Observation]:
         assert process.key is not None
         if process.at_gate or process.key[1] <= service.run:
             return []
-        self._runs[process.key] = Tracked(process.key, process, opened=True, is_ours=False)
         run = process.key[1]
         found = inp.RunFound(run=run, pid=process.pid, start_time=process.start_time)
-        return [found, inp.GateOpened(run=run)]
+        tracked = Tracked(process.key, process, opened=True, is_ours=False)
+        self._runs[process.key] = tracked
+        if process.is_main:
+            return [found, inp.GateOpened(run=run)]
+        tracked.main, tracked.main_gone = None, True
+        return [found, inp.ProcessLost(run=run, group_empty=False)]
 
     def _adopt(self, service: Service, *, held: bool, same_boot: bool) -> list[inp.Observation]:
         key = (service.name, service.run)

@@ -57,9 +57,6 @@ class Around(Outside, Protocol):
     def appended(self, rows: list[Row]) -> None:
         """Rows are durable."""
 
-    def sweep(self) -> None:
-        """End what no registry can find."""
-
     def over(self, life: Life, how: str) -> None:
         """The life is over."""
 
@@ -247,7 +244,6 @@ class Life:
         registry, config, kernel = self.registry, self.configuration.config, self.world.kernel
         known = set(registry.committed.services)
         self.host.change_definitions(config.definitions)
-        self.world.sweep()
         recovery.declare(registry, self.configuration, cause)
         recovery.take_up(
             config,

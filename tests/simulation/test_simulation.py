@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 SEEDS = 40
 HOURS = 1.0
 DIGESTS = {
-    1: "ad2cc17702b5401d8817d0dbe2e7fe455d0951505c9e6820378eecae553b9db8",
+    1: "ec0ac6f4e7d4ffa7d4ffafa07f5a39c78c5dfebf6adf78df3cef4b3a8081ec3f",
     2: "e8d603194ad8907b13f386ae594a1cde25b9d7f538b2098a5d0654889bc3cb2d",
     3: "d289b0782302c1c171e8c5945da420ae8e321d6c42c5edea44fbbf0868ea2f0b",
 }

@@ -246,21 +246,6 @@ class World:
             if self.chance.random() < 0.5:
                 self.loop.after(1.1, self._reuse, process.pid)
 
-    def sweep(self) -> None:
-        """End what no registry finds by its mark: the rest of a run that the journal does not know, whose leader ended.
-
-        A gap of the product that is known: a survey looks for leaders only. Whoever closes it empties this.
-        """
-        services = self.ledger.folded.services
-        for (name, run), group in list(self.kernel.groups.items()):
-            service = services.get(name)
-            is_known = service is not None and service.run >= run
-            if is_known or any(process.is_main for process in group):
-                continue
-            self.happened["rest of an unjournaled run"] += 1
-            for process in list(group):
-                self.kernel.end(process, -9)
-
     def _reuse(self, pid: int) -> None:
         if pid not in self.kernel.processes:
             self.happened["number reused"] += 1

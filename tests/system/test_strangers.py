@@ -173,6 +173,35 @@ time.sleep(1000)
     assert (adopted["reason"], adopted["data"]["pid"], adopted["run"]) == ("unjournaled", pid, 2)
 
 
+def test_what_is_left_of_a_run_that_the_journal_does_not_know_is_stopped_before_the_next_one(box):
+    """Its main process ended while nobody watched; a child of it lives on, and has the mark."""
+    text = """
+import os, time
+if os.fork() == 0:
+    open(f"child.{os.getppid()}.{os.getpid()}", "w").close()
+time.sleep(1000)
+"""
+    box.configure(service("app", f"cmd = {box.python('app', text)}"))
+    box.start(program=(str(box.program("unwritable", UNWRITABLE)),))
+    first = box.wait_status("app", "Running")["pid"]
+    (box.folder / "full").touch()
+    os.kill(first, signal.SIGKILL)
+    second = box.wait_status("app", "Running", run=2)["pid"]
+    names = box.wait_for(lambda: list(box.folder.glob(f"child.{second}.*")), "its child runs")
+    child = int(names[0].suffix[1:])
+    box.kill()
+    os.kill(second, signal.SIGKILL)
+    box.wait_for(lambda: not box.is_running(second), "its main process has ended")
+    assert box.is_running(child)
+    (box.folder / "full").unlink()
+    box.start()
+    box.wait_status("app", "Running", run=3)
+    assert not box.is_running(child)
+    assert box.last("app", "adopted")["reason"] == "unjournaled"
+    assert box.events("app", "lost")[-1]["data"]["group_empty"] is False
+    box.verify()
+
+
 # --- two registries on one machine ----------------------------------------------------------------
 
 
