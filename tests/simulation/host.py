@@ -345,7 +345,9 @@ class SimulatedHost:
         return seen
 
     def _survey(self) -> dict[Key, Process]:
-        ours = [each for each in self._kernel.processes.values() if each.journal_id == self.journal_id]
+        ours = [
+            each for each in self._kernel.processes.values() if each.journal_id == self.journal_id
+        ]
         ours.sort(key=lambda each: each.is_main)  # a leader before what is left of its run
         return {each.key: each for each in ours if each.key is not None}
 
