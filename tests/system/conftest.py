@@ -7,10 +7,11 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 from registry.journal.read import open_for_reading, verify
 
 DEADLINE_S = 10.0
+LINES_TOLD = 60
 ROOT = Path(__file__).parents[2]
 
 
@@ -253,6 +255,19 @@ class Box:
             self.daemon.wait(DEADLINE_S)
         wait_for(lambda: not self._kill_left(), "nothing is left")
 
+    def told(self) -> str:
+        """What the registry said last, and the last of its journal."""
+        said = self.errors.read_text().splitlines() if self.errors.exists() else []
+        rows: list[str] = []
+        with contextlib.suppress(sqlite3.Error, OSError):
+            connection = sqlite3.connect(self.journal)
+            found = connection.execute(
+                "SELECT * FROM events ORDER BY seq DESC LIMIT ?", (LINES_TOLD,)
+            )
+            rows = [" ".join(map(str, row[:-1])) for row in found]
+            connection.close()
+        return "\n".join([*said[-LINES_TOLD:], *reversed(rows)])
+
     def _kill_left(self) -> list[int]:
         left = self.left()
         for pid in left:
@@ -288,12 +303,28 @@ def _open_files(pid: int) -> set[str]:
     return found
 
 
+_HAS_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let the fixtures of a test know that it has failed."""
+    report = yield
+    if report.failed:
+        item.stash[_HAS_FAILED] = True
+    return report
+
+
 @pytest.fixture
-def box(short_dir: Path) -> Iterator[Box]:
-    """A folder with a registry to be."""
+def box(short_dir: Path, request: pytest.FixtureRequest) -> Iterator[Box]:
+    """A folder with a registry to be. A test that fails shows what its registry said and did last."""
     made = Box(short_dir)
     yield made
     made.clean_up()
+    if request.node.stash.get(_HAS_FAILED, False):
+        print(made.told())
 
 
 @pytest.fixture
