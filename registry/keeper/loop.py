@@ -3,7 +3,8 @@
 Nothing but bytes and descriptors is kept, and nothing is decided: what a run or a service is, only
 the daemon knows. No trouble with one service reaches another, and none ends the keeper. It ends
 when no daemon is connected, every output has ended, no pidfd is left, and either no slot is held or
-the last daemon has left for good: then nothing needs it.
+the last daemon has left for good: then nothing needs it. Nor does anything but outputs need it once its
+socket is gone from the file system, as no daemon can ask it any more.
 
 An output has ended when no process holds its FIFO open for writing. A FIFO that nobody has opened
 for writing yet looks the same to a read, so the daemon holds it open read-write until after the
@@ -42,6 +43,9 @@ from registry.logs.files import CHUNK, LockedError, LogFile
 FIRST_CLIENT_S = 5.0
 """How long a new keeper waits for whoever started it."""
 
+REACH_S = 10.0
+"""Between two looks, while no daemon is connected, at whether one can still come."""
+
 LOCK_RETRY_S = 0.05
 """Between two looks at a log file that a dying keeper still holds; LogFile bounds their number."""
 
@@ -69,12 +73,18 @@ class Entry:
 
 
 class Loop:
-    """The keeper, served on `listener`; `say` writes into its own log."""
+    """The keeper, served on `listener`, which a daemon can come to while `is_reachable`; `say` writes its log."""
 
     def __init__(
-        self, listener: socket.socket, say: Callable[[str], None], *, splice: bool = True
+        self,
+        listener: socket.socket,
+        say: Callable[[str], None],
+        *,
+        is_reachable: Callable[[], bool] = lambda: True,
+        splice: bool = True,
     ) -> None:
         self._say = say
+        self._is_reachable = is_reachable
         self._splice = splice
         self._listener = listener
         self._spare = os.open(os.devnull, os.O_RDONLY)
@@ -100,7 +110,11 @@ class Loop:
         To a daemon that has left for good, an output that ended is of no interest, nor is what is
         held for its services; to one that died, or whose services live on, both are.
         """
-        if any(entry.fds() for entry in self._entries.values()):
+        if any(entry.output is not None for entry in self._entries.values()):
+            return True
+        if not self._is_reachable():
+            return False
+        if any(entry.pidfd is not None for entry in self._entries.values()):
             return True
         is_missed = any(entry.is_unheard for entry in self._entries.values()) or bool(self._slots)
         return is_missed and not self._has_left
@@ -111,7 +125,12 @@ class Loop:
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._turn(FIRST_CLIENT_S)
         while self._client is not None or self.is_keeping or self._compression is not None:
-            self._turn(LOCK_RETRY_S if self._locked else None)
+            self._turn(self._wait_s())
+
+    def _wait_s(self) -> float | None:
+        if self._locked:
+            return LOCK_RETRY_S
+        return REACH_S if self._client is None else None
 
     def close(self) -> None:
         """Give back what it opened itself; what it keeps is for the end of the process to close."""

@@ -41,7 +41,11 @@ def main(arguments: list[str]) -> int:
 
 def _serve(listener: socket.socket, path: str, own_log: OwnLog, *, splice: bool) -> None:
     ours = os.stat(path)
-    loop = Loop(listener, own_log.say, splice=splice)
+
+    def is_reachable() -> bool:
+        return _is_at(path, ours)
+
+    loop = Loop(listener, own_log.say, is_reachable=is_reachable, splice=splice)
 
     def end_if_unneeded(_signal: int, _frame: object) -> None:
         if not loop.is_keeping:
@@ -52,9 +56,17 @@ def _serve(listener: socket.socket, path: str, own_log: OwnLog, *, splice: bool)
         loop.run()
     finally:
         # The daemon puts another socket here only when this one answers no longer.
-        if os.path.exists(path) and os.path.samestat(ours, os.stat(path)):
+        if is_reachable():
             os.unlink(path)
         loop.close()
+
+
+def _is_at(path: str, ours: os.stat_result) -> bool:
+    """Whether the file at `path` is still the one that was there."""
+    try:
+        return os.path.samestat(ours, os.stat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _detach(inherited: int | None) -> None:

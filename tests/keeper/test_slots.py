@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
+from registry.keeper import loop
 from registry.keeper.client import Found
 from registry.keeper.holdings import Held
 from registry.keeper.notes import NOTES_MAX, STORED_MAX, TEXT_MAX, Notes
-from registry.keeper.protocol import META_MAX
+from registry.keeper.protocol import META_MAX, listen
 
 pytestmark = pytest.mark.platform("linux")
 
@@ -342,6 +344,38 @@ async def test_after_leave_nothing_needs_the_slots_but_where_services_live_on(
     found.close()
     side.close()
     is_dead(pid)
+
+
+@pytest.mark.parametrize("gone", ["socket", "folder"])
+async def test_what_no_daemon_can_ask_for_any_more_keeps_no_keeper(
+    gone, make_side, make_ear, is_dead, folder
+) -> None:
+    """It looks now and then; to be asked to end makes it look at once."""
+    ear, side = make_ear(), make_side()
+    await side.connect()
+    side.hold("web", "notify", ear.fileno())
+    pid = side.pid
+    side.close(keep=True)
+    (folder / "keeper.sock").unlink()
+    if gone == "folder":
+        shutil.rmtree(folder)
+    os.kill(pid, signal.SIGTERM)
+    is_dead(pid)
+
+
+def test_a_keeper_finds_out_by_itself_that_no_daemon_can_come_any_more(
+    folder, said, make_ear, monkeypatch
+) -> None:
+    monkeypatch.setattr(loop, "REACH_S", 0.01)
+    monkeypatch.setattr(loop, "FIRST_CLIENT_S", 0.01)
+    looks = iter([True, True, False])
+    with listen(str(folder / "keeper.sock")) as listener:
+        keeper = loop.Loop(listener, said.append, is_reachable=lambda: next(looks))
+        keeper._slots.hold(("web", "notify"), "", [os.dup(make_ear().fileno())])
+        keeper._has_left = False
+        keeper.run()
+        keeper.close()
+    assert list(looks) == []
 
 
 async def test_kill_9_of_the_keeper_hands_every_slot_over_to_the_next(make_side, make_ear) -> None:
