@@ -144,6 +144,7 @@ class Daemon:
                 for task in beside:
                     task.cancel()
             await self._write_end(end)
+            await self._journal.keep_snapshot(self._registry.committed, at_end=True)
             if end.upgrade:
                 self.left_open = self._server.leave_open()
         return end
@@ -453,6 +454,7 @@ class Daemon:
         """Tell on stderr, and to systemd, what the journal says, from this life's first event on."""
         while True:
             await self._tell_new()
+            await self._journal.keep_snapshot(self._registry.committed)
             await self._registry.next_commit()
 
     async def _tell_new(self) -> None:

@@ -78,9 +78,8 @@ class Beginning:
     async def _read(self, *, is_ours: bool = False) -> tuple[Journal, Projection]:
         durability = self._config.journal.durability
         journal = await Journal.open(self._path, durability=durability, is_ours=is_ours)
-        projection = Projection()
         try:
-            await journal.fold_into(projection.fold)
+            projection = await journal.fold()
         except BaseException:
             await journal.close()
             raise

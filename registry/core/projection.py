@@ -10,6 +10,11 @@ from registry.core import events as ev
 from registry.core.definition import Definition
 from registry.core.service import Service, evolve
 
+FOLD = 1
+"""Raised whenever the same events come to something else than before, or to more: what an earlier version kept of
+its fold does not count any more. tests/golden shows when.
+"""
+
 
 class Projection(msgspec.Struct):
     """The fold of a journal up to `seq`.

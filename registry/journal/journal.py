@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
@@ -16,6 +16,8 @@ import aiosqlite
 import msgspec
 
 from registry.core.events import Record
+from registry.core.projection import FOLD, Projection
+from registry.journal import snapshots
 from registry.journal.errors import JournalDamaged, JournalError
 from registry.journal.read import refuse_stranger
 from registry.journal.rows import NO_HASH, to_record, to_rows
@@ -34,6 +36,7 @@ class Journal:
         self.path = path
         self.seq = 0
         self.hash = NO_HASH
+        self._snapshot_seq = 0
         self._writer = writer
         self._reader = reader
         self._appending = asyncio.Lock()
@@ -76,19 +79,40 @@ class Journal:
         for row in await self._ask(f"{SELECT} ORDER BY seq DESC LIMIT 1", ()):
             self.seq, self.hash = row[0], row[-1]
 
-    async def fold_into(self, fold: Callable[[list[Record]], None]) -> None:
-        """Hand every record to `fold`, a page at a time."""
-        since = 0
-        while records := await self.read(since=since):
+    async def fold(self) -> Projection:
+        """The fold of everything, from the latest snapshot on. Raises JournalError, JournalDamaged."""
+        projection = await self._latest_snapshot() or Projection()
+        self._snapshot_seq = projection.seq
+        while records := await self.read(since=projection.seq):
             try:
-                fold(records)
+                projection.fold(records)
             except KeyError as error:
                 raise JournalDamaged(
-                    f"the journal {self.path} tells of service {error} after event {since}, which it never"
-                    " declared; tools/replay --verify shows how far it can be trusted"
+                    f"the journal {self.path} tells of service {error} after event {projection.seq}, which it"
+                    " never declared; tools/replay --verify shows how far it can be trusted"
                 ) from None
-            since = records[-1].seq
+            await self.keep_snapshot(projection)
             await asyncio.sleep(0)
+        return projection
+
+    async def _latest_snapshot(self) -> Projection | None:
+        for (state,) in await self._ask(snapshots.NEAREST, (self.seq, FOLD)):
+            return snapshots.decode(state)
+        return None
+
+    async def keep_snapshot(self, projection: Projection, *, at_end: bool = False) -> None:
+        """Keep the fold for those who start later, where that is due and all of it is written.
+
+        What cannot be kept is done without.
+        """
+        events = projection.seq - self._snapshot_seq
+        is_due = snapshots.is_due(events, len(projection.services))
+        if projection.seq > self.seq or not (is_due or (at_end and events >= snapshots.AT_END)):
+            return
+        self._snapshot_seq = projection.seq
+        state = snapshots.encode(projection)
+        with suppress(sqlite3.Error):
+            await self._writer.execute(snapshots.KEEP, (FOLD, state, projection.seq))
 
     async def append(self, records: Sequence[Record]) -> None:
         """Commit records as one transaction. Raises JournalError; then nothing of them is there."""
@@ -174,6 +198,7 @@ async def _prepare(writer: aiosqlite.Connection, path: Path, durability: str) ->
     await writer.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES_KEPT}")
     if is_new:
         await writer.executescript(f"BEGIN IMMEDIATE;{CREATE}COMMIT;")
+    await writer.execute(snapshots.CREATE)
 
 
 async def _number(connection: aiosqlite.Connection, question: str) -> int:

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 from registry.core.events import Moved, Record, RegistryStopped
 from registry.core.lifecycle import is_legal
+from registry.core.projection import FOLD, Projection
+from registry.journal import snapshots
 from registry.journal.errors import JournalError
 from registry.journal.rows import NO_HASH, Row, chain_hash, to_record
 from registry.journal.schema import APPLICATION_ID, SCHEMA_VERSION, SELECT
@@ -239,6 +241,37 @@ def pages(connection: Connection, selection: Selection = EVERYTHING) -> Iterator
         yield records
 
 
+def fold(connection: Connection, last: int) -> Projection:
+    """The fold of every event up to number `last`, from the nearest snapshot on.
+
+    Raises JournalError, also for an event that does not follow from those before it.
+    """
+    projection = _snapshot(connection, last) or Projection()
+    for records in pages(connection, Selection(after=projection.seq, last=last)):
+        try:
+            projection.fold(records)
+        # no registry wrote this: an event of a service that was never defined, say
+        except (KeyError, AssertionError):
+            raise JournalError(
+                f"event {projection.seq + 1} does not follow from those before it; --verify says more"
+            ) from None
+    return projection
+
+
+def _snapshot(connection: Connection, last: int) -> Projection | None:
+    if not _ask(
+        connection, snapshots.ARE_THERE
+    ):  # of a version that knew none, or somebody dropped them
+        return None
+    rows = _ask(connection, snapshots.NEAREST, (last, FOLD))
+    return snapshots.decode(rows[0][0]) if rows else None
+
+
+def at_of(connection: Connection, seq: int) -> int:
+    """When event number `seq` happened (UTC); 0 where there is none."""
+    return _number(_ask(connection, "SELECT at_ns FROM events WHERE seq = ?", (seq,)))
+
+
 def service_names(connection: Connection) -> list[str]:
     """Every service that the journal tells of."""
     question = "SELECT DISTINCT service FROM events WHERE service IS NOT NULL ORDER BY service"
@@ -301,7 +334,7 @@ def verify(connection: Connection, head: str | None = None) -> Verdict:
             seq, previous = row[0], row[-1]
             if previous == head:
                 head_seq = seq
-        trouble = _damage(connection)
+        trouble = _damage(connection) or _false_snapshot(connection)
     except JournalError as error:
         trouble = str(error)
     return Verdict(seq, previous, trouble, head_seq)
@@ -310,6 +343,19 @@ def verify(connection: Connection, head: str | None = None) -> Verdict:
 def _damage(connection: Connection) -> str | None:
     ((finding,),) = _ask(connection, "PRAGMA integrity_check(1)")
     return None if finding == "ok" else f"beside the events SQLite finds damage: {finding}"
+
+
+def _false_snapshot(connection: Connection) -> str | None:
+    """The hashes say nothing of snapshots: each has to be what the events come to."""
+    if not _ask(connection, snapshots.ARE_THERE):
+        return None
+    projection = Projection()
+    for (seq,) in _ask(connection, snapshots.OURS, (FOLD,)):
+        for records in pages(connection, Selection(after=projection.seq, last=seq)):
+            projection.fold(records)
+        if _snapshot(connection, seq) != projection:
+            return f"the snapshot at event {seq} is not what the events come to: delete it from snapshots"
+    return None
 
 
 def trouble_of(row: Row, seq: int, previous: str) -> str | None:

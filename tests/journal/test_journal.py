@@ -17,7 +17,6 @@ import pytest
 
 from registry.core import events as ev
 from registry.core.lifecycle import Reason, State
-from registry.core.projection import Projection
 from registry.journal import Journal, JournalError
 from registry.journal.read import open_for_reading, verify
 from registry.journal.rows import NO_HASH, to_rows
@@ -128,23 +127,14 @@ async def test_names_are_compared_not_interpreted(opened, beats):
     assert await journal.read(type="%") == []
 
 
-async def test_folding_takes_every_page_in_order(opened, beats):
-    journal = await opened()
-    for first in range(1, 2501, 500):
-        await journal.append(beats(first, 500))
-    folded: list[list[ev.Record]] = []
-    await journal.fold_into(folded.append)
-    assert [len(page) for page in folded] == [1000, 1000, 500]
-    assert seqs(record for page in folded for record in page) == list(range(1, 2501))
-
-
-async def test_a_projection_is_folded_from_it(opened, life):
+async def test_all_of_it_is_folded_page_by_page(opened, life, beats):
     journal = await opened()
     await journal.append(life)
-    projection = Projection()
-    await journal.fold_into(projection.fold)
+    await journal.append(beats(9, 2492))
+    projection = await journal.fold()
     service = projection.services["web"]
-    assert (projection.seq, service.run, service.pid, service.state) == (8, 2, 42, "Starting")
+    assert (projection.seq, service.run, service.pid, service.state) == (2500, 2, 42, "Starting")
+    assert service.checks["beat"].seq == 2500
 
 
 TEXTS = [

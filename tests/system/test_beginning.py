@@ -7,6 +7,7 @@ import signal
 import socket
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -387,6 +388,26 @@ def test_a_digest_key_that_is_lost_is_made_anew(box):
     box.start()
     assert box.service("a")["run"] == 1
     box.verify()
+
+
+def test_a_life_that_was_busy_leaves_a_snapshot_from_which_the_next_one_begins(box):
+    loops = "".join(
+        f'[[service]]\nname = "loop{number}"\ncmd = ["false"]\n'
+        'restart = { policy = "Always", delay = 0, delay_max = 0 }\n'
+        for number in range(20)
+    )
+    box.configure(GOOD + loops)
+    box.start()
+    box.wait_for(lambda: box.data("events", since=1100, limit=1), "much has happened")
+    assert box.stop() == 0
+    last = box.verify()
+    with closing(sqlite3.connect(box.journal, isolation_level=None)) as journal:
+        assert journal.execute("SELECT max(seq) FROM snapshots").fetchone() == (last,)
+        journal.execute("UPDATE events SET body = '{' WHERE seq < 1000")
+    box.configure(GOOD)
+    box.start()
+    assert box.service("a")["run"] == 2
+    assert [each["name"] for each in box.data("list_services")] == ["a"]
 
 
 def test_sigkill_leaves_no_lock_behind(box):

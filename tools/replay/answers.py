@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from registry.core.events import Defined, Record, Redefined
-from registry.core.projection import Projection
+from registry.core.events import Defined, Redefined
 from registry.journal import JournalError
 from registry.journal.read import (
     Connection,
     Selection,
     Verdict,
+    at_of,
+    fold,
     last_seq,
     last_seq_at,
     pages,
@@ -105,12 +106,10 @@ class Then(NamedTuple):
 def then(journal: Connection, at: Moment | int, services: Sequence[str]) -> Then:
     """The services at a moment, or after the event of a number. JournalError where that is not there."""
     last = _seq(journal, at)
-    projection, at_ns = Projection(), 0
-    for records in pages(journal, Selection(last=last)):
-        _fold(projection, records)
-        at_ns = records[-1].at_ns
+    projection = fold(journal, last)
     chosen = [s for s in projection.in_order() if not services or s.name in services]
     found = [service_record(service, projection.services) for service in chosen]
+    at_ns = at_of(journal, projection.seq)
     return Then(projection.seq, at_ns, not projection.orderly, found)
 
 
@@ -120,16 +119,6 @@ def _seq(journal: Connection, at: Moment | int) -> int:
     if at > (last := last_seq(journal)):
         raise JournalError(f"it has no event {at}: its last is event {last}")
     return at
-
-
-def _fold(projection: Projection, records: Sequence[Record]) -> None:
-    try:
-        projection.fold(records)
-    # no registry wrote this: an event of a service that was never defined, say
-    except (KeyError, AssertionError):
-        raise JournalError(
-            f"event {projection.seq + 1} does not follow from those before it; --verify says more"
-        ) from None
 
 
 def services_json(state: Then) -> str:

@@ -1,0 +1,50 @@
+"""Snapshots: what the fold of a journal came to at some events, so that not everything is folded again.
+
+They are caches: one counts only where its event is still the one it was made at, and where it was made by
+the fold of this version. Whoever deletes them changes no answer.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from registry.core.projection import Projection
+
+CREATE = """
+CREATE TABLE IF NOT EXISTS snapshots (
+    seq   INTEGER PRIMARY KEY,
+    hash  TEXT NOT NULL,
+    fold  INTEGER NOT NULL,
+    state BLOB NOT NULL
+) STRICT
+"""
+KEEP = "INSERT OR REPLACE INTO snapshots SELECT seq, hash, ?, ? FROM events WHERE seq = ?"
+NEAREST = """
+SELECT snapshots.state FROM snapshots JOIN events USING (seq, hash)
+WHERE seq <= ? AND fold = ? ORDER BY seq DESC LIMIT 1
+"""
+OURS = "SELECT seq FROM snapshots JOIN events USING (seq, hash) WHERE fold = ? ORDER BY seq"
+ARE_THERE = "SELECT 1 FROM sqlite_schema WHERE name = 'snapshots'"
+
+EVERY = 50_000
+"""Events between two snapshots: folding that many takes a fraction of a second."""
+EVERY_OF_ONE = 100
+"""Events between two snapshots for each service: of many services a snapshot is large."""
+AT_END = 1_000
+"""Events that a life must have added for it to leave a snapshot when it ends."""
+
+encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Projection).decode
+
+
+def decode(state: bytes) -> Projection | None:
+    """What a snapshot holds; None where that cannot be read."""
+    try:
+        return _decode(state)
+    except msgspec.MsgspecError:
+        return None
+
+
+def is_due(events: int, services: int) -> bool:
+    """Whether so many events since the last one ask for another."""
+    return events >= max(EVERY, EVERY_OF_ONE * services)
