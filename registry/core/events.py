@@ -265,11 +265,11 @@ class ProbeChanged(Event, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What a run's main process used, as the kernel counted: seconds of CPU, and bytes."""
+    """What a run's main process used, as the kernel counted: seconds of CPU, and bytes; null where those are unknown."""
 
     user_s: float
     system_s: float
-    memory_max: int
+    memory_max: int | None = None
 
 
 class Exited(Moved, frozen=True):

@@ -553,4 +553,7 @@ def ended(
 def _usage(usage: resource.struct_rusage) -> Usage:
     # getrusage(2): ru_maxrss is in kilobytes on Linux, in bytes on macOS
     unit = 1 if sys.platform == "darwin" else 1024
-    return Usage(round(usage.ru_utime, 6), round(usage.ru_stime, 6), usage.ru_maxrss * unit)
+    # a child begins with what its parent held: no more than that says nothing of its own
+    is_its_own = usage.ru_maxrss > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    held = usage.ru_maxrss * unit if is_its_own else None
+    return Usage(round(usage.ru_utime, 6), round(usage.ru_stime, 6), held)

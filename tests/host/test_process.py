@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import select
 import signal
 import sys
@@ -62,8 +63,14 @@ async def test_an_exit_code_is_seen_with_what_was_used(host, code):
     host.script(f"exit {code}")
     exited = await host.next()
     assert (exited.exit_code, exited.signal, exited.group_empty) == (code, None, True)
-    assert exited.usage.memory_max > 100_000
+    assert exited.usage.memory_max is None, "no more than what its parent held says nothing of its own"
     assert exited.usage.user_s + exited.usage.system_s < 10
+
+
+async def test_the_memory_that_it_held_at_most_is_seen(host):
+    much = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 50_000_000
+    host.script(f"exec {sys.executable} -I -S -c 'bytearray({much})'")
+    assert (await host.next()).usage.memory_max >= much
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGABRT", "SIGUSR1"])

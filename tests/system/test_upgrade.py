@@ -172,7 +172,7 @@ def test_an_exit_after_an_upgrade_is_seen_as_that_of_a_child(box):
     box.wait_status("job", "Failed", reason="signal")
     exited = box.last("job", "exited")["data"]
     assert exited["signal"] == signal.SIGTERM
-    assert exited["usage"]["memory_max"] > 0
+    assert exited["usage"]["user_s"] >= 0
 
 
 @pytest.mark.timeout(60)
