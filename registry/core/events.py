@@ -265,7 +265,7 @@ class ProbeChanged(Event, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What a run's main process used, as the kernel counted: seconds of CPU, and bytes; null where those are unknown."""
+    """What a run's main process used, as the kernel counted: seconds of CPU, and bytes (null: unknown)."""
 
     user_s: float
     system_s: float

@@ -63,7 +63,9 @@ async def test_an_exit_code_is_seen_with_what_was_used(host, code):
     host.script(f"exit {code}")
     exited = await host.next()
     assert (exited.exit_code, exited.signal, exited.group_empty) == (code, None, True)
-    assert exited.usage.memory_max is None, "no more than what its parent held says nothing of its own"
+    assert exited.usage.memory_max is None, (
+        "no more than what its parent held says nothing of its own"
+    )
     assert exited.usage.user_s + exited.usage.system_s < 10
 
 
