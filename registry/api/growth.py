@@ -6,6 +6,8 @@ import asyncio
 import heapq
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
@@ -39,15 +41,15 @@ def read(sources: Sequence[Source], lines: int) -> list[LogLine]:
 
 
 def _read_and_follow(
-    sources: Sequence[Source], lines: int
-) -> tuple[list[LogLine], list[tuple[str, Follower]]]:
+    sources: Sequence[Source], lines: int, followers: list[tuple[str, Follower]]
+) -> list[LogLine]:
+    """The lines; whatever is opened for those that come is in `followers`, also when this fails."""
     found: list[tuple[str, list[Line]]] = []
-    followers: list[tuple[str, Follower]] = []
     for source in sources:
         some, follower = select_and_follow(source.path, lines, source.selection)
-        found.append((source.service, some))
         followers.append((source.service, follower))
-    return _merged(found, lines), followers
+        found.append((source.service, some))
+    return _merged(found, lines)
 
 
 def _merged(found: Iterable[tuple[str, list[Line]]], lines: int) -> list[LogLine]:
@@ -89,19 +91,17 @@ class Growth:
         services = [source.service for source in sources]
         for service in services:
             self._enter(service, grown)
+        followers: list[tuple[str, Follower]] = []
         try:
-            page, followers = await asyncio.to_thread(_read_and_follow, sources, lines)
-            try:
-                yield page
-                while True:
-                    grown.clear()
-                    while page := await asyncio.to_thread(_read_new, followers):
-                        yield page
-                    await grown.wait()
-            finally:
-                for _, follower in followers:
-                    follower.close()
+            yield await _in_a_thread(partial(_read_and_follow, sources, lines, followers))
+            while True:
+                grown.clear()
+                while page := await _in_a_thread(partial(_read_new, followers)):
+                    yield page
+                await grown.wait()
         finally:
+            for _, follower in followers:
+                follower.close()
             for service in services:
                 self._leave(service, grown)
 
@@ -117,6 +117,21 @@ class Growth:
         if not waiting:
             del self._waiting[service]
             self._unwatch(service)
+
+
+async def _in_a_thread(read_lines: Callable[[], list[LogLine]]) -> list[LogLine]:
+    """Read in a thread, and to its end, also where whoever waits is cancelled.
+
+    A thread that went on behind our back would open files that nobody closes.
+    """
+    work = asyncio.ensure_future(asyncio.to_thread(read_lines))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        while not work.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([work])
+        raise
 
 
 def _read_new(followers: list[tuple[str, Follower]]) -> list[LogLine]:
