@@ -14,6 +14,11 @@ ALL = "all"
 TAG = "tag:"
 _GLOB = frozenset("*?[")
 _SHOWN_MAX = 8
+WORDS_MAX = 1000
+"""Words that one request may have."""
+_STRANGE_MAX = 20
+_WORD_MAX = 256
+"""Characters of one: matching a glob may take the square of them."""
 
 
 def select(given: str | list[str], projection: Projection) -> list[str]:
@@ -26,7 +31,15 @@ def select(given: str | list[str], projection: Projection) -> list[str]:
         raise ApiError(
             ErrorCode.INVALID_PARAMS, 'service: no name is given; "all" means every service'
         )
-    return list(dict.fromkeys(name for word in words for name in _meant(word, projection)))
+    if len(words) > WORDS_MAX or any(len(word) > _WORD_MAX for word in words):
+        message = f"service: {WORDS_MAX} words of {_WORD_MAX} characters are the most"
+        raise ApiError(ErrorCode.INVALID_PARAMS, message)
+    names = list(dict.fromkeys(name for word in words for name in _meant(word, projection)))
+    strange = [name for name in names if name not in projection.services]
+    if len(strange) > _STRANGE_MAX:  # to look for what each might mean takes its time
+        message = f"{len(strange)} of these are no services: {_shortened(strange)}"
+        raise ApiError(ErrorCode.UNKNOWN_SERVICE, message)
+    return names
 
 
 def find(name: str, projection: Projection) -> Service:

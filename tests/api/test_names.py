@@ -1,0 +1,49 @@
+"""Words that mean services: bounded, whatever a request holds."""
+
+from __future__ import annotations
+
+import pytest
+
+from registry.api.actions import ApiError
+from registry.api.names import select
+from registry.core.definition import Definition
+from registry.core.projection import Projection
+
+
+@pytest.fixture
+def projection() -> Projection:
+    made = Projection()
+    for name in ("web", "web-2", "db"):
+        made.add(Definition(name=name, cmd=("x",)))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("given", "means"),
+    [
+        ("web", ["web"]),
+        ("web*", ["web", "web-2"]),
+        ("all", ["web", "web-2", "db"]),
+        (["db", "web*", "db"], ["db", "web", "web-2"]),
+        (["strange", "web"], ["strange", "web"]),
+    ],
+)
+def test_words_mean_each_service_once(projection, given, means):
+    assert select(given, projection) == means
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("[" * 257, "service: 1000 words of 256 characters are the most"),
+        (["web"] * 1001, "service: 1000 words of 256 characters are the most"),
+        (
+            [f"s{number}" for number in range(21)],
+            "21 of these are no services: s0, s1, s2, s3, s4, s5, s6, s7, ...",
+        ),
+    ],
+)
+def test_what_would_take_the_loop_s_time_is_refused(projection, given, sentence):
+    with pytest.raises(ApiError) as refused:
+        select(given, projection)
+    assert refused.value.message == sentence
