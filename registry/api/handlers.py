@@ -42,6 +42,7 @@ from registry.core.dependencies import is_settled
 from registry.core.events import TYPES, Actor, Defined, OutputEnded, Record, Redefined, Spawned
 from registry.core.lifecycle import State
 from registry.core.service import Service
+from registry.held import RETRY_S
 from registry.host.capabilities import FALLBACKS, Capabilities
 from registry.host.health import Attempt
 from registry.journal import SQLITE_VERSION
@@ -258,9 +259,14 @@ class Handlers:
             if seq >= self._registry.committed.seq:
                 await self._registry.next_commit()
             names = self._and_new_ones(params.service, names)
+            before = seq
             seq, page = await self._page_after(seq, params, names)
             if page:
                 yield page
+            elif (
+                seq == before
+            ):  # what is committed is only held: it is neither remembered nor written yet
+                await asyncio.sleep(RETRY_S)
 
     def _and_new_ones(self, word: str | None, names: set[str] | None) -> set[str] | None:
         """An instance, or one with the tag, may have been declared since."""
