@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import resource
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from registry.host import proc
 KEY_BYTES = 32
 _WRITER = "registry.id"
 INHERITED = "CIRCLEOSD_INHERITED"
+_DESCRIPTOR = re.compile("[0-9]{1,9}")
 
 
 class Held(Exception):
@@ -39,7 +41,7 @@ class Inherited(NamedTuple):
     def take(cls) -> Inherited | None:
         """What was left to this program, if anything; its variable is taken away."""
         words = os.environ.pop(INHERITED, "").split(":")
-        if len(words) != len(cls._fields) or not all(word.isdigit() for word in words):
+        if len(words) != len(cls._fields) or not all(_DESCRIPTOR.fullmatch(word) for word in words):
             return None
         inherited = cls(*map(int, words))
         try:
@@ -132,7 +134,7 @@ def remembered(folder: Path) -> Writer | None:
     """Who wrote the journal in `folder` last; None where that cannot be read."""
     try:
         return msgspec.json.decode((folder / _WRITER).read_bytes(), type=Writer)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 

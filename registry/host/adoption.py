@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import select
 import signal
 import struct
@@ -90,6 +91,8 @@ def _reaped_exit(pidfd: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if mask & PIDFD_INFO_EXIT else None
 
 
+_RUN = re.compile("[0-9]{1,18}")
+"""The number of a run, as a journal holds it: a process may write into its environment what it likes."""
 COMMAND = "check"
 """What a mark ends with, after the run's, where a process is a check's command and no part of the run."""
 
@@ -119,7 +122,7 @@ def _enter(found: Survey, words: list[str], journal_id: str, stat: proc.Stat) ->
     match words:
         case [journal, _service, _run, last] if journal == journal_id and last == COMMAND:
             found.commands.append(stat)
-        case [journal, service, run] if journal == journal_id and run.isdigit():
+        case [journal, service, run] if journal == journal_id and _RUN.fullmatch(run):
             first = found.runs.get((service, int(run)), stat)
             found.runs[service, int(run)] = min(first, stat, key=_rank)
 

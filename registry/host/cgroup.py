@@ -37,8 +37,8 @@ _log = logging.getLogger(__name__)
 def find() -> Path | None:
     """The cgroup that is ours to divide; None where there is none, or it is somebody else's."""
     try:
-        membership = Path("/proc/self/cgroup").read_text()
-        mounts = Path("/proc/self/mountinfo").read_text()
+        membership = Path("/proc/self/cgroup").read_bytes().decode(errors="surrogateescape")
+        mounts = Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape")
     except OSError:
         return None
     own = own_path(membership, mounts)
@@ -50,8 +50,8 @@ def own_path(membership: str, mounts: str) -> Path | None:
 
     Where we are in a cgroup `registry` already, by an earlier life or systemd's DelegateSubgroup, it is the one above.
     """
-    path = next((line[3:] for line in membership.splitlines() if line.startswith("0::")), None)
-    mount = next((found for line in mounts.splitlines() if (found := _mount_of(line))), None)
+    path = next((line[3:] for line in membership.split("\n") if line.startswith("0::")), None)
+    mount = next((found for line in mounts.split("\n") if (found := _mount_of(line))), None)
     if path is None or mount is None:
         return None
     root, point = mount

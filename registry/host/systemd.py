@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import socket
 from collections.abc import MutableMapping
 
 _US = 1_000_000
+_MICROSECONDS = re.compile("[0-9]{1,20}")
 
 
 class Systemd:
@@ -19,7 +21,7 @@ class Systemd:
         watchdog_us = environment.pop("WATCHDOG_USEC", "")
         pid = environment.pop("WATCHDOG_PID", "")
         ours = pid in ("", str(os.getpid()))
-        is_set = ours and watchdog_us.isdecimal() and int(watchdog_us) > 0
+        is_set = ours and _MICROSECONDS.fullmatch(watchdog_us) and int(watchdog_us) > 0
         self.watchdog_s = int(watchdog_us) / _US if is_set else None
         self._status = ""
 
