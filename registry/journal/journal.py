@@ -86,10 +86,11 @@ class Journal:
         while records := await self.read(since=projection.seq):
             try:
                 projection.fold(records)
-            except KeyError as error:
+            # no registry wrote this: an event of a service that was never declared, say
+            except (KeyError, AssertionError):
                 raise JournalDamaged(
-                    f"the journal {self.path} tells of service {error} after event {projection.seq}, which it"
-                    " never declared; tools/replay --verify shows how far it can be trusted"
+                    f"the journal {self.path}: event {projection.seq + 1} does not follow from those before it;"
+                    " tools/replay --verify shows how far it can be trusted"
                 ) from None
             await self.keep_snapshot(projection)
             await asyncio.sleep(0)

@@ -74,10 +74,15 @@ def _readable(value: Any) -> Any:
             return value
 
 
+_Columns = tuple[int, int, int, int, str | None, int | None, str, int | None, str | None, str, str]
+"""What a row is made of. The table is STRICT, but in a damaged file one bit makes an integer a float."""
+
+
 def to_record(row: Row) -> Record:
     """A row as the record that it holds. Raises JournalError where it holds none."""
-    seq, at_ns, mono_ns, decision, service, run, kind, cause, actor, body, _hash = row
     try:
+        columns = msgspec.convert(row, _Columns)
+        seq, at_ns, mono_ns, decision, service, run, kind, cause, actor, body, _hash = columns
         event = _decoders[kind].decode(body)
         who = _decode_actor(actor) if actor is not None else None
     except KeyError:
@@ -85,6 +90,6 @@ def to_record(row: Row) -> Record:
             f"event {seq} is of the type '{kind}', which this version does not know;"
             " read this journal with the version that wrote it"
         ) from None
-    except msgspec.MsgspecError as error:
-        raise JournalDamaged(f"event {seq} ({kind}) cannot be read: {error}") from None
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise JournalDamaged(f"event {row[0]} ({row[6]}) cannot be read: {error}") from None
     return Record(seq, at_ns, mono_ns, decision, service, run, cause, who, event)

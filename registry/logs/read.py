@@ -342,7 +342,10 @@ class _Stream:
         """What there is from `place` on, cut after every newline and wherever else it happens."""
         for number in range(place.part, len(self._parts)):
             part, offset = self._parts[number], place.offset if number == place.part else 0
-            while block := part.read(offset, min(BLOCK, part.size - offset)):
+            # a damaged compressed file may hold more than it says
+            while offset < part.size and (
+                block := part.read(offset, min(BLOCK, part.size - offset))
+            ):
                 for piece in _pieces_of(block):
                     yield piece, _Place(number, offset)
                     offset += len(piece)

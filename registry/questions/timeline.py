@@ -17,7 +17,7 @@ def line(event: EventRecord, *, seq_width: int = 0, service_width: int = 0) -> s
     """`  12  2026-01-02T03:04:05.678Z  web  Running -> Failed  exited with code 3 (run 2)  <- #11`."""
     cause = f"  <- #{event.cause}" if event.cause is not None else ""
     at = f"{event.at[:23]}Z"  # to the millisecond
-    service = event.service or "-"
+    service = _printable(event.service or "-")
     return f"{event.seq:>{seq_width}}  {at}  {service:<{service_width}}  {happened(event)}{cause}"
 
 
