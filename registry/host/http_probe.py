@@ -166,7 +166,8 @@ class _Answer:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self.status, self.complete = http.HTTPStatus.SWITCHING_PROTOCOLS, True
+            if not self.complete:
+                self.status, self.complete = http.HTTPStatus.SWITCHING_PROTOCOLS, True
         except httptools.HttpParserError as error:
             if not self.complete:
                 return f"not an HTTP answer ({error})"

@@ -520,5 +520,7 @@ def _note(message: Message, fds: list[int]) -> Note | None:
             "at_mono_ns": int(at_ns),
             "text": str(text),
         }:
-            return Note(service, pid, uid, session, at_ns, text.encode("latin-1"), tuple(fds))
+            return Note(
+                service, pid, uid, session, at_ns, text.encode("latin-1", "replace"), tuple(fds)
+            )
     return None

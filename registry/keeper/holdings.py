@@ -268,7 +268,13 @@ def _copy(fd: int | None) -> int | None:
 
 
 def _target(spec: object) -> LogTarget | None:
-    return None if spec is None else msgspec.convert(spec, LogTarget)
+    try:
+        return None if spec is None else msgspec.convert(spec, LogTarget)
+    except (
+        msgspec.ValidationError,
+        UnicodeError,
+    ):  # of a keeper that says more, or less, than we know
+        return None
 
 
 def _spec(log: LogTarget | None) -> object:

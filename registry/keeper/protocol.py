@@ -49,6 +49,9 @@ NOTIFY = "notify"
 META_MAX = 1024
 """Characters of a slot's `meta` at most."""
 
+RUN_MAX = 2**63 - 1
+"""The highest number of a run."""
+
 LINE_MAX = 1 << 16
 """Bytes of one message at most."""
 
@@ -175,7 +178,7 @@ def close_all(fds: Iterable[int]) -> None:
 def key_of(message: Message) -> Key | None:
     """The run that `message` is about; None where it does not name one."""
     service, run = message.get("service"), message.get("run")
-    if not isinstance(service, str) or not isinstance(run, int):
+    if not isinstance(service, str) or type(run) is not int or not 0 <= run <= RUN_MAX:
         return None
     return service, run
 
