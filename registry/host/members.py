@@ -7,7 +7,8 @@ Law 3: the main process is whose end is the run's, the leader is who began its s
 a service names another main process.
 
 As a subreaper, the orphans of a service whose main process ended are our own children: a short list. For
-the others, and where there is no such list, every process is looked at.
+the others, and where there is no such list, every process is looked at, once in a turn of the loop: the pidfds that
+tell it of ends have done so before.
 """
 
 from __future__ import annotations
@@ -23,14 +24,13 @@ from pathlib import Path
 
 import msgspec
 
-from registry.host import adoption, cgroup, proc
+from registry.host import adoption, cgroup, proc, processes
 from registry.host.capabilities import PIDFD_SIGNAL_PROCESS_GROUP, Capabilities
 from registry.host.launch import Launch
+from registry.host.processes import LOOKS_MAX, Processes
 
 GATE_LOOKS_MAX = 100
 """How often an adopted process is looked at that seems to stand at its gate: it is about to leave it."""
-SCANS_MAX = 3
-"""How often the processes are gone through while some of them end meanwhile."""
 
 _log = logging.getLogger(__name__)
 
@@ -103,6 +103,8 @@ class Groups:
         self._capabilities = capabilities
         self._cgroups = _cgroups() if capabilities.cgroup else None
         self.led: set[int] = set()
+        self._seen: Processes | None = None
+        self._is_settled = False
 
     # --- by what a run is known -------------------------------------------------------------------
 
@@ -169,10 +171,34 @@ class Groups:
         return members
 
     def _search(self, process: Process) -> list[proc.Stat]:
+        has_orphans = self._capabilities.subreaper and self._capabilities.proc_children
+        if process.is_child and has_orphans:
+            return self._search_descendants(process)
+        session = process.leader if process.holds_number else None
+        members: list[proc.Stat] = []
+        for is_settled in (False, True):
+            found = self._everyone(is_settled=is_settled)
+            members = members or found.of(session, process.mark, process.known)
+        return members
+
+    def _everyone(self, *, is_settled: bool) -> Processes:
+        """All processes, looked at once in a turn of the loop for all the runs that it is about."""
+        if self._seen is None:
+            self._seen, self._is_settled = processes.look(self.led), False
+            asyncio.get_running_loop().call_soon(self.look_anew)
+        if is_settled and not self._is_settled:
+            self._seen, self._is_settled = processes.look_again(self._seen, self.led), True
+        return self._seen
+
+    def look_anew(self) -> None:
+        """What was seen may be out of date: somebody has ended since."""
+        self._seen = None
+
+    def _search_descendants(self, process: Process) -> list[proc.Stat]:
         unsettled: set[int] = set()
         members: list[proc.Stat] = []
-        for _scan in range(SCANS_MAX):
-            members, unsure = self._scan(process)
+        for _look in range(LOOKS_MAX):
+            members, unsure = self._look_at_descendants(process)
             # what ended while it was looked at may have left children where we had looked before
             if members or unsure <= unsettled:
                 break
@@ -180,10 +206,10 @@ class Groups:
             os.sched_yield()
         return members
 
-    def _scan(self, process: Process) -> tuple[list[proc.Stat], set[int]]:
+    def _look_at_descendants(self, process: Process) -> tuple[list[proc.Stat], set[int]]:
         members: list[proc.Stat] = []
         unsure: set[int] = set()
-        for pid in self._candidates(process):
+        for pid in self._descendants(process.leader):
             stat = proc.stat(pid)
             belongs = self._belongs(process, stat) if stat is not None and stat.is_alive else None
             if belongs is None:
@@ -202,14 +228,6 @@ class Groups:
             return False
         mark = proc.mark(stat.pid)
         return None if mark is None else mark == process.mark
-
-    def _candidates(self, process: Process) -> Iterable[int]:
-        has_orphans = self._capabilities.subreaper and self._capabilities.proc_children
-        return (
-            self._descendants(process.leader)
-            if process.is_child and has_orphans
-            else proc.all_pids()
-        )
 
     def _descendants(self, leader: int | None) -> Iterator[int]:
         """Our descendants, but for those that other leaders hold."""

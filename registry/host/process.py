@@ -314,6 +314,10 @@ class Runner:
         assert process.pid is not None
         process.main_gone = True
         process.leader_gone |= process.is_led_by_main
+        if (
+            process.is_child or process.pidfd is None
+        ):  # it may have ended since everyone was looked at
+            self._groups.look_anew()
         self._stop_watching(process)
         self._forget_number(process.pid, process)
         members, is_empty = self._groups.look(process)

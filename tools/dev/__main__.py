@@ -1,4 +1,4 @@
-"""The commands of whoever works on the registry: `python3 tools/dev run|test|lint|crash|simulate`.
+"""The commands of whoever works on the registry: `python3 tools/dev run|test|lint|simulate|fuzz|...`.
 
 Needs Python 3.11 with its venv module and nothing else; all the rest is set up in `.venv` first.
 """
@@ -23,6 +23,18 @@ LINTS = (
     ("lint-imports", "--no-logo"),
 )
 
+PROGRAMS = {
+    "simulate": "run worlds of trouble on virtual time, judge every step: --seeds N --from S --hours H",
+    "exhaustive": "walk every state of one service, and of two: --depth D --states N --only TEXT",
+    "mutate": "break the product on purpose and see that the simulator finds it: [NAME ...] --jobs N",
+    "fuzz": "feed whatever takes input from outside: --inputs N --seed S --target NAME",
+    "crash": "kill a registry over and over and judge what is left: --rounds N --seed S",
+    "soak": "run a registry with services of all bad habits, draw what it uses: --minutes M",
+    "bench": "measure us, the floor and the rivals that are installed: [NAME ...] --json FILE",
+}
+"""Programs in folders of tests/, which take what follows; --help tells all of it."""
+FOLDERS = {"simulate": "simulation", "mutate": "mutations"}
+
 
 def main() -> None:
     """Do what the command line asks for; its exit status is that of the command."""
@@ -31,6 +43,10 @@ def main() -> None:
         print(_help())
     elif name in COMMANDS:
         COMMANDS[name](arguments)
+    elif name in PROGRAMS:
+        venv.ensure()
+        program = venv.ROOT / "tests" / FOLDERS.get(name, name)
+        os.execv(venv.PYTHON, [str(venv.PYTHON), str(program), *arguments])
     else:
         sys.exit(f"unknown command {name!r}\n\n{_help()}")
 
@@ -59,21 +75,6 @@ def lint(arguments: list[str]) -> None:
         sys.exit(f"failed: {', '.join(failed)}")
 
 
-def crash(arguments: list[str]) -> None:
-    """kill a registry over and over and judge what is left: --rounds N --seed S"""
-    _become("crash", arguments)
-
-
-def simulate(arguments: list[str]) -> None:
-    """run worlds of trouble on virtual time and judge every step: --seeds N --from S --hours H"""
-    _become("simulation", arguments)
-
-
-def _become(folder: str, arguments: list[str]) -> None:
-    venv.ensure()
-    os.execv(venv.PYTHON, [str(venv.PYTHON), str(venv.ROOT / "tests" / folder), *arguments])
-
-
 def _passes(command: tuple[str, ...]) -> bool:
     print(f"== {' '.join(command)}", flush=True)
     program, *arguments = command
@@ -82,11 +83,12 @@ def _passes(command: tuple[str, ...]) -> bool:
 
 
 def _help() -> str:
-    lines = [f"  {name:8} {command.__doc__}" for name, command in COMMANDS.items()]
+    commands = {name: command.__doc__ for name, command in COMMANDS.items()} | PROGRAMS
+    lines = [f"  {name:10} {does}" for name, does in commands.items()]
     return "\n".join(["usage: python3 tools/dev COMMAND [ARGUMENTS]", "", *lines])
 
 
-COMMANDS = {"run": run, "test": test, "lint": lint, "crash": crash, "simulate": simulate}
+COMMANDS = {"run": run, "test": test, "lint": lint}
 
 if __name__ == "__main__":
     main()
