@@ -369,7 +369,7 @@ class Daemon:
         registry, config = self._registry, self._starting
         cause = await beginning.write(registry)
         known = list(registry.committed.services)
-        recovery.declare(registry, self._configuration, cause)
+        later = recovery.declare(registry, self._configuration, cause)
         recovery.take_up(
             config,
             registry,
@@ -381,11 +381,11 @@ class Daemon:
         )
         self._runner.tidy(beginning.journal_id)
         self._hear_late(found.notes)
-        await registry.drain()
-        recovery.begin(registry, config, known, cause)
+        await registry.work_off()
+        recovery.begin(registry, self._configuration, known, later, cause)
         registry.perform_all()
         registry.reconsider_all()
-        await registry.drain()
+        await registry.work_off()
 
     def _grew(self, service: str) -> None:
         self._growth.grew(service)

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import registry as package
@@ -18,7 +18,8 @@ from registry.apply import Configuration, start_order
 from registry.config import Config
 from registry.core import events as ev
 from registry.core import inputs as inp
-from registry.core.lifecycle import Reason
+from registry.core.definition import Definition
+from registry.core.lifecycle import Reason, State
 from registry.core.projection import Projection
 from registry.core.service import Service
 from registry.host import proc
@@ -136,10 +137,22 @@ def _is_of_this_boot(writer: house.Writer | None) -> bool:
     return before.boot_id == proc.boot_id() and before.pid_namespace == proc.pid_namespace()
 
 
-def declare(registry: Registry, configuration: Configuration, cause: int) -> None:
-    """Declare what the configuration declares."""
-    definitions = configuration.config.definitions
-    registry.declare([configuration.define(each, cause=cause) for each in definitions])
+def declare(registry: Registry, configuration: Configuration, cause: int) -> list[str]:
+    """Declare what the configuration declares, but for what had failed and is declared otherwise now.
+
+    That is to be tried again, which `begin` does in one decision: killed in between, the next life does it.
+    """
+    definitions, known = configuration.config.definitions, registry.committed.services
+    later = [each.name for each in definitions if _is_another(each, known.get(each.name))]
+    registry.declare(
+        [configuration.define(each, cause=cause) for each in definitions if each.name not in later]
+    )
+    return later
+
+
+def _is_another(definition: Definition, service: Service | None) -> bool:
+    has_failed = service is not None and service.state is State.FAILED and service.wanted
+    return has_failed and service is not None and service.definition != definition
 
 
 def take_up(
@@ -171,8 +184,17 @@ def take_up(
         registry.observe(name, given)
 
 
-def begin(registry: Registry, config: Config, known: Iterable[str], cause: int) -> None:
-    """Remove what is `known` and no longer declared, and want each up or down where `autostart` is to say so."""
+def begin(
+    registry: Registry,
+    configuration: Configuration,
+    known: Iterable[str],
+    later: Collection[str],
+    cause: int,
+) -> None:
+    """Remove what is `known` and no longer declared, declare and try again what is `later`, and want each up or
+    down where `autostart` is to say so.
+    """
+    config = configuration.config
     declared = {definition.name for definition in config.definitions}
     services = registry.committed.services
     gone = [name for name in known if name not in declared]
@@ -183,6 +205,12 @@ def begin(registry: Registry, config: Config, known: Iterable[str], cause: int) 
             if name not in declared
         ]
     )
+    for definition in config.definitions:
+        if definition.name in later:
+            steps = [configuration.define(definition, cause=cause)]
+            if services[definition.name].state is State.FAILED:  # no run of it was found
+                steps.append((definition.name, inp.Renew(cause=cause)))
+            registry.declare(steps)
     due = {each.name for each in config.definitions if services[each.name].autostart_due}
     starting = [name for name in start_order(config) if name in due]
     for name in sorted(due.difference(starting)):

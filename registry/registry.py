@@ -237,9 +237,16 @@ class Registry:
         self._arrived.set()
 
     async def drain(self) -> None:
-        """Work off what has arrived. Raises what the journal raises, but within `run()`."""
+        """Work off what arrives until there is nothing. Raises what the journal raises, but within `run()`."""
         while self._inbox:
-            batch = [self._inbox.popleft() for _ in range(min(BATCH_MAX, len(self._inbox)))]
+            await self.work_off()
+
+    async def work_off(self) -> None:
+        """The same with what has arrived by now: services in trouble keep no beginning from its end."""
+        due = len(self._inbox)
+        while due > 0:
+            batch = [self._inbox.popleft() for _ in range(min(BATCH_MAX, due))]
+            due -= len(batch)
             await self._settle_batch(batch)
 
     async def write(self, *events: ev.Event) -> None:

@@ -422,6 +422,23 @@ async def test_a_later_registry_has_everybody_look_at_his_neighbours(made):
     later.close()
 
 
+async def test_a_beginning_ends_whatever_services_do_meanwhile(made):
+    """Who says something again as soon as it was heard would keep it going for good."""
+    registry, journal, _host = made
+    await registry.command([declared("db")])
+    later, _host = recovered(journal.records)
+    heard = []
+
+    def say():
+        heard.append(1)
+        assert len(heard) < 100
+        later.observe("db", inp.NotifiedReady(run=1), done=say)
+
+    say()
+    await later.work_off()
+    later.close()
+
+
 async def test_at_the_end_dependents_stop_first(made):
     registry, _journal, host = made
     await registry.command([declared("db"), declared("app", "db"), declared("page", "app")])
@@ -464,6 +481,36 @@ async def test_what_was_asked_for_just_before_the_end_and_has_its_turn_after_it_
         registry.observe(name, inp.ProcessExited(run=1, signal=15))
     await asyncio.wait_for(ending, 5)
     assert ("stop", "late", 1) in host.done
+
+
+async def test_a_timer_that_comes_late_finds_its_service_gone_while_its_removal_is_being_committed(
+    made, monkeypatch
+):
+    registry, journal, _host = made
+    timers, append, goes_on = [], journal.append, asyncio.Event()
+
+    def note(_clock, _due_ns, callback):
+        timers.append(callback)
+        return asyncio.get_running_loop().call_later(3600, callback)
+
+    async def append_slowly(records):
+        await goes_on.wait()
+        await append(records)
+
+    monkeypatch.setattr(FakeClock, "call_at", note)
+    slow = Definition(name="slow", cmd=("x",), ready=Ready.NOTIFY)
+    await registry.command([("slow", inp.Define(definition=slow, digest="d"))])
+    await registry.command([("slow", inp.Start(actor=ROOT))])
+    await reaches(registry, "slow", State.STARTING)
+    monkeypatch.setattr(journal, "append", append_slowly)
+    registry.declare([("slow", inp.Remove())])
+    registry.observe("slow", inp.ProcessExited(run=1, signal=15))
+    await asyncio.sleep(0.01)  # that is being committed
+    registry._clock.mono_ns = 10**15  # this process stood still
+    timers[-1]()
+    assert "slow" in registry.committed.services
+    goes_on.set()
+    await asyncio.wait_for(registry.until(lambda: "slow" not in registry.committed.services), 5)
 
 
 # --- who depends on whom may change -----------------------------------------------------------------

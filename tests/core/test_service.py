@@ -16,7 +16,7 @@ from registry.core.definition import Check, Definition, OnFailure, Policy, Ready
 from registry.core.dependencies import is_settled
 from registry.core.duties import duties
 from registry.core.lifecycle import FOR_A_PERSON, PASSING, Reason, State
-from registry.core.restarts import NS
+from registry.core.restarts import NS, chance
 from registry.core.service import LastExit, Service
 
 AT_ONCE = ["restart_scheduled", "restart_due"]
@@ -139,6 +139,12 @@ def test_jitter_is_the_same_for_the_same_journal_service_and_run_and_another_for
     assert crash_loop(world(journal_id="journal-2"), 8)[1:] != once[1:]
     assert crash_loop(world(name="other"), 8)[1:] != once[1:]
     assert len({delay / 30 for delay in once[-2:]}) == 2
+
+
+def test_jitter_uses_all_of_its_ten_per_cent():
+    chances = [chance("journal-1", "web", run) for run in range(100)]
+    assert 0 <= min(chances) < 0.1
+    assert 0.9 < max(chances) < 1
 
 
 def test_while_it_waits_it_says_since_when_why_and_until_when(world):

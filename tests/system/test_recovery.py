@@ -324,6 +324,31 @@ def test_a_changed_definition_is_journaled_and_counts_from_the_next_run(box):
     assert box.types("a").count("redefined") == 1, "what has not changed is not journaled again"
 
 
+@pytest.mark.parametrize(
+    ("broken", "mended"),
+    [
+        ('cmd = ["no-such-program"]', 'cmd = ["sleep", "1000"]'),
+        ('cmd = ["false"]\nrestart = "Never"', 'cmd = ["sleep", "1000"]'),
+    ],
+    ids=["could not be launched", "exited"],
+)
+def test_what_had_failed_is_tried_again_where_it_was_mended_while_no_registry_ran(
+    box, broken, mended
+):
+    box.configure(f'[[service]]\nname = "app"\n{broken}\n')
+    box.start()
+    box.wait_status("app", "Failed")
+    box.kill()
+    box.start()
+    assert box.service("app")["status"] == "Failed", "nothing has changed"
+    box.kill()
+    box.configure(f'[[service]]\nname = "app"\n{mended}\n')
+    box.start()
+    box.wait_status("app", "Running")
+    assert box.last("app", "start_requested")["reason"] == "redefined"
+    box.verify()
+
+
 def test_logs_go_on_over_the_registrys_death_without_a_gap(box):
     text = """
 import time
