@@ -12,6 +12,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 
@@ -64,6 +65,8 @@ EX_ESSENTIAL = 10
 """The exit status when an essential service is finally gone."""
 HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """The signals that the daemon does something at."""
+THREADS_MAX = 2
+"""Threads that read logs and configuration: each keeps what it once needed of memory, some 20 MB."""
 _CHECK_S = 30.0
 HOOKS_S = 5.0
 """How long hooks that run may take at the end."""
@@ -112,6 +115,7 @@ class Daemon:
     async def run(self) -> End:
         """Supervise until asked to end. Raises JournalError, SocketError where it cannot begin."""
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="reading"))
         self._ending: asyncio.Future[End] = loop.create_future()
         loop.add_signal_handler(signal.SIGTERM, self._terminate)
         loop.add_signal_handler(signal.SIGINT, self._end, End("SIGINT"))

@@ -172,3 +172,20 @@ def test_many_clients_at_once_are_all_answered(running):
     finally:
         for client in clients:
             client.close()
+
+
+def test_however_many_read_logs_at_once_few_threads_do_it(box):
+    """Each thread keeps what it once needed of memory."""
+    box.configure('[[service]]\nname = "a"\ncmd = ["sh", "-c", "seq 1 5000; exec sleep 1000"]\n')
+    box.start()
+    box.wait_for(lambda: box.log("a").endswith("\n5000\n"), "much was written")
+    readers = [
+        threading.Thread(target=box.data, args=("logs",), kwargs={"service": "a"})
+        for _ in range(20)
+    ]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    threads = len(list(Path(f"/proc/{box.daemon.pid}/task").iterdir()))
+    assert threads <= 6, "its own, that of its log, two of the journal, two that read"
