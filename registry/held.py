@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import msgspec
 
 from registry.core import events as ev
+from registry.core.definition import Definition
+from registry.core.lifecycle import Reason, State
 from registry.core.service import Service
 
 RETRY_S = 1.0
@@ -98,8 +100,12 @@ class HeldRecords:
         _log.warning("The journal can be written again, nothing is missing from it")
         self.degraded_since_ns = self._retrying = None
 
-    def collapse(self, services: Mapping[str, Service]) -> list[ev.Record]:
+    def collapse(
+        self, services: Mapping[str, Service], last_runs: Mapping[str, int]
+    ) -> list[ev.Record]:
         """Beyond the bound: one event with its whole state for each of `services`, in place of what is held of it.
+
+        One that was removed meanwhile has another that says so; `last_runs` are those of the removed.
 
         Their numbers are given anew, in the order in which the present runs began: nobody could have read the
         old ones from the journal, and who was spawned after whom is not forgotten. Below it, nothing.
@@ -114,6 +120,11 @@ class HeldRecords:
             _resynced(seq, now, services[name], count)
             for seq, (name, count) in enumerate(Counter(names).items(), first)
         ]
+        gone = dict.fromkeys(
+            name for each in held if (name := each.service) is not None and name not in services
+        )
+        for name in gone:
+            records += _removed(first + len(records), now, name, last_runs.get(name, 0))
         self._records[self._in_flight :] = records
         _log.warning("%d events that cannot be written became %d", len(held), len(records))
         return records
@@ -126,3 +137,13 @@ def _resynced(seq: int, now: ev.Now, service: Service, count: int) -> ev.Record:
         state["spawned_seq"] = min(service.spawned_seq, seq)
     event, run = ev.Resynced(events=count, state=state), service.run or None
     return ev.Record(seq, now.at_ns, now.mono_ns, seq, service.name, run, None, None, event)
+
+
+def _removed(seq: int, now: ev.Now, name: str, run: int) -> list[ev.Record]:
+    """Stands for all that is held of a service that is gone: it is, and the number of its last run is known."""
+    service = Service(Definition(name=name, cmd=(name,)), removing=True, run=run)
+    event = ev.Removed(source=State.STOPPED, dest=State.STOPPED, reason=Reason.REMOVED)
+    gone = ev.Record(
+        seq + 1, now.at_ns, now.mono_ns, seq + 1, name, run or None, None, None, event
+    )
+    return [_resynced(seq, now, service, 1), gone]

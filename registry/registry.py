@@ -280,8 +280,10 @@ class Registry:
             if item.done is not None:
                 item.done()
         for future, accepted in answers:
-            degraded = self.degraded_since_ns is not None and not accepted.already
-            _answer(future, NotCommitted(self.trouble) if degraded else accepted)
+            # what is so already is durable only where what made it so is
+            is_new = bool(records) and accepted.seq >= records[0].seq
+            is_held = self.degraded_since_ns is not None and is_new
+            _answer(future, NotCommitted(self.trouble) if is_held else accepted)
 
     def _tell_neighbours(self, records: list[ev.Record]) -> None:
         """Whoever waits for one that moved, or was restarted with it, is to look again."""
@@ -303,7 +305,7 @@ class Registry:
         await self._held.commit(records)
         self.committed.fold(records)
         self.recent.extend(records)
-        if resynced := self._held.collapse(self._live.services):
+        if resynced := self._held.collapse(self._live.services, self._live.last_runs):
             self._live.fold(resynced)
             self.committed.fold(resynced)
             self.recent.clear()

@@ -11,6 +11,7 @@ import pytest
 
 from registry import held
 from registry import registry as writer
+from registry.api.commands import Commands
 from registry.core import checks
 from registry.core import events as ev
 from registry.core import inputs as inp
@@ -190,6 +191,41 @@ async def test_at_the_bound_what_is_held_of_a_service_becomes_its_state(made, mo
 # --- what is decided together, and what is called when ---------------------------------------------
 
 ROOT = ev.Actor(uid=0, pid=7, program="circlectl")
+
+
+async def test_what_is_so_already_is_not_durable_where_what_made_it_so_is_only_held(made):
+    registry, journal, _host = made
+    journal.broken = True
+    answers = await asyncio.gather(
+        registry.command([("web", inp.Restart(actor=ROOT))]),
+        registry.command([("web", inp.Start(actor=ROOT))]),
+        return_exceptions=True,
+    )
+    assert [type(answer) for answer in answers] == [NotCommitted, NotCommitted]
+    journal.broken = False
+    await written(registry)
+
+
+async def test_one_that_was_removed_is_not_forgotten_beyond_the_bound(made, monkeypatch):
+    registry, journal, _host = made
+    monkeypatch.setattr(held, "HELD_MAX", 6)
+    await registry.command([declared("gone")])
+    await registry.command([("gone", inp.Start(actor=ROOT))])
+    await reaches(registry, "gone", State.RUNNING)
+    journal.broken = True
+    registry.observe("gone", inp.ProcessExited(run=1, signal=9))
+    await asyncio.wait_for(registry.until(lambda: registry.committed.services["gone"].run == 2), 5)
+    registry.declare([("gone", inp.Remove())])
+    registry.observe("gone", inp.ProcessExited(run=2, signal=15))
+    await asyncio.wait_for(registry.until(lambda: "gone" not in registry.committed.services), 5)
+    await crash(registry)
+    await crash(registry)
+    journal.broken = False
+    await written(registry)
+    folded = Projection()
+    folded.fold(journal.records)
+    assert "gone" not in folded.services
+    assert folded.last_runs == {"gone": 2}
 
 
 def declared(name, *needs, **fields):
@@ -695,3 +731,20 @@ async def test_a_service_that_was_declared_while_none_could_be_written_is_known_
     refolded.fold(journal.records)
     assert "defined" not in [record.type for record in journal.records if record.service == "new"]
     assert refolded.services == registry.committed.services
+
+
+async def test_who_is_being_declared_is_nobody_s_dependent_yet(made, monkeypatch):
+    registry, journal, _host = made
+    append, goes_on = journal.append, asyncio.Event()
+
+    async def append_slowly(records):
+        await goes_on.wait()
+        await append(records)
+
+    monkeypatch.setattr(journal, "append", append_slowly)
+    registry.declare([declared("app", "web")])
+    await asyncio.sleep(0.01)  # decided, and being committed
+    assert registry.graph.dependents("web")
+    assert Commands(registry)._dependents("web", {"web"}) == []
+    goes_on.set()
+    await asyncio.wait_for(registry.until(lambda: "app" in registry.committed.services), 5)

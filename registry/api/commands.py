@@ -81,7 +81,8 @@ class Commands:
     def _dependents(self, name: str, stopped: set[str]) -> list[str]:
         """Those that run on, and depend on one that is stopped. Who follows it is stopped with it."""
         services = self._registry.committed.services
-        known = [services[each] for each in self._registry.graph.dependents(name)]
+        dependents = self._registry.graph.dependents(name)
+        known = [services[each] for each in dependents if each in services]
         return [
             service.name
             for service in known

@@ -181,10 +181,11 @@ def _has_moved_on(dependency: Dependency, service: Service, services: Services) 
     target = services.get(dependency.service)
     if target is None:
         return False
-    if not target.wanted:  # a reset only forgets: it stops nobody
+    is_as_needed = is_met(dependency, services)
+    if not target.wanted and not is_as_needed:  # a reset only forgets: it stops nobody
         return not target.definition.oneshot and target.reason is not Reason.RESET
     is_newer = (target.spawned_seq or 0) > (service.spawned_seq or 0) > 0
-    return is_newer and is_met(dependency, services)
+    return is_newer and is_as_needed
 
 
 def needs(service: Service, services: Services) -> list[Service]:

@@ -295,6 +295,21 @@ def test_one_that_is_healthy_no_more_lets_nobody_else_start(system):
     assert s.where("app") == WAITS
 
 
+def test_who_needs_it_completed_does_not_follow_a_stop_of_one_that_has_completed(system):
+    """It is no oneshot, and ended clean under its policy; that it is told to stop changes nothing."""
+    never = {"policy": Policy.NEVER}
+    s = system(setup=("", never), clock="setup:completed!")
+    s.start("clock")
+    s.settle()
+    s.give("setup", inp.ProcessExited(run=1, exit_code=0))
+    s.settle()
+    assert s.running() == {"clock"}
+    s.give("setup", inp.Stop())
+    s.settle()
+    assert not around(s["clock"], s.services, s.graph).follows
+    assert (s.running(), s["clock"].run) == ({"clock"}, 1)
+
+
 def test_completed_is_when_its_last_run_ended_clean(system):
     s = system(migrate=("", ONESHOT), web="migrate:completed")
     s.start("web")
