@@ -387,7 +387,6 @@ class Daemon:
         self._hear_late(found.notes)
         await registry.work_off()
         recovery.begin(registry, self._configuration, known, later, cause)
-        registry.perform_all()
         registry.reconsider_all()
         await registry.work_off()
 

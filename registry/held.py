@@ -143,7 +143,5 @@ def _removed(seq: int, now: ev.Now, name: str, run: int) -> list[ev.Record]:
     """Stands for all that is held of a service that is gone: it is, and the number of its last run is known."""
     service = Service(Definition(name=name, cmd=(name,)), removing=True, run=run)
     event = ev.Removed(source=State.STOPPED, dest=State.STOPPED, reason=Reason.REMOVED)
-    gone = ev.Record(
-        seq + 1, now.at_ns, now.mono_ns, seq + 1, name, run or None, None, None, event
-    )
+    gone = ev.Record(seq + 1, now.at_ns, now.mono_ns, seq + 1, name, run or None, None, None, event)
     return [_resynced(seq, now, service, 1), gone]

@@ -296,7 +296,7 @@ class Registry:
             self._put(_Item([(name, inp.Reconsider(cause=seq))]))
 
     def reconsider_all(self) -> None:
-        """Have every service look at its neighbours: after recovery."""
+        """Have every service look at its neighbours and its duties: after recovery."""
         for name, service in self._live.services.items():
             self._put(_Item([(name, inp.Reconsider(cause=service.cause))]))
 
@@ -467,11 +467,6 @@ class Registry:
         if over > self._released.get(name, 0):
             self._released[name] = over
             self._host.release(name, over)
-
-    def perform_all(self) -> None:
-        """Perform the duties of every service: after recovery."""
-        for name in list(self._live.services):
-            self._perform(name)
 
     # --- for those who wait -----------------------------------------------------------------------
 

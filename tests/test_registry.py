@@ -382,7 +382,8 @@ def recovered(records):
     projection, host = Projection(), FakeHost()
     projection.fold(records)
     registry = Registry(projection, FakeJournal(), host, FakeClock())
-    registry.perform_all()
+    for name in projection.services:
+        registry._perform(name)
     registry.close()
     return registry, host
 

@@ -31,7 +31,7 @@ POINTS: dict[str, tuple[str, str]] = {
     "adopt": ("registry.host.machine", "Machine.adopt"),
     "leftovers": ("registry.host.process", "Runner.adopt_leftovers"),
     "autostart": ("registry.recovery", "begin"),
-    "perform": ("registry.registry", "Registry.perform_all"),
+    "reconsider": ("registry.registry", "Registry.reconsider_all"),
 }
 """What can be died at, before and after: the function by its module and its name there."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -44,6 +45,7 @@ class Outside(Protocol):
     """What may go wrong outside, and who watches what is done there."""
 
     exits_known: bool
+    happened: Counter[str]
 
     def refused_spawn(self) -> Reason | None:
         """Why no process can be made just now."""
@@ -59,6 +61,9 @@ class Outside(Protocol):
 
     def stopping(self, service: str, run: int) -> None:
         """A run is about to be stopped."""
+
+    def releasing(self, service: str, run: int) -> None:
+        """The keeper is about to let go of a run."""
 
     def opened(self, process: Process, definition: Definition) -> None:
         """A program begins."""
@@ -234,6 +239,7 @@ class SimulatedHost:
         kept = self._kernel.keeper.kept
         for key in [key for key in kept if key[0] == service]:
             if up_to_run is None or key[1] <= up_to_run:
+                self._outside.releasing(*key)
                 del kept[key]
 
     def rest(self, service: str) -> None:
@@ -304,6 +310,7 @@ class SimulatedHost:
         others = [each for each in self._kernel.members(tracked.key) if each is not tracked.main]
         if not others:
             return None
+        self._outside.happened["main process changes"] += 1
         tracked.main = others[0]
         if self._kernel.keeper.alive:
             self._kernel.keeper.kept[tracked.key] = tracked.main
@@ -355,6 +362,7 @@ class SimulatedHost:
         assert process.key is not None
         if process.at_gate or process.key[1] <= service.run:
             return []
+        self._outside.happened["unjournaled run found"] += 1
         run = process.key[1]
         found = inp.RunFound(run=run, pid=process.pid, start_time=process.start_time)
         tracked = Tracked(process.key, process, opened=True, is_ours=False)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
 
 from registry.core import events as ev
 from registry.core.definition import Condition, Definition, Dependency, Policy, Ready
@@ -20,29 +19,20 @@ from registry.core.service import HAS_RUN, UP, Service
 from registry.journal.read import trouble_of
 from registry.journal.rows import NO_HASH, Row, to_record
 from registry.registry import Registry
+from tests.simulation.books import Books
 from tests.simulation.kernel import Kernel, Key, Process
 from tests.simulation.loop import NS
+from tests.simulation.violation import Violation, broken
+
+__all__ = ["Violation", "broken"]
 
 Services = Mapping[str, Service]
 
 FORGIVEN_NS = 30 * NS
 JITTER = 1.1
+REMEMBERED = 20_000
 ASKED = ev.StartRequested | ev.RestartRequested | ev.StopRequested | ev.ResetRequested
 RESTS = frozenset({State.STOPPED, State.FAILED})
-
-
-class Violation(AssertionError):
-    """A sentence that does not hold, and of which service."""
-
-    def __init__(self, sentence: str, service: str | None, detail: str) -> None:
-        super().__init__(f"{sentence}\n  {detail}")
-        self.sentence = sentence
-        self.service = service
-
-
-def broken(rule: Callable[..., Any], service: str | None, detail: str) -> NoReturn:
-    """Raise the violation of a rule."""
-    raise Violation(" ".join((rule.__doc__ or "").split()), service, detail)
 
 
 @dataclass
@@ -67,15 +57,23 @@ class Ledger:
     accounts: dict[str, Account] = field(default_factory=dict)
     head: str = NO_HASH
     fresh: bool = True
-    spawned: set[tuple[str, int, int]] = field(default_factory=set)
+    books: Books = field(default_factory=Books)
+    spawned: dict[str, tuple[int, int]] = field(default_factory=dict)
     touched: dict[str, None] = field(default_factory=dict)
     types: dict[int, tuple[str | None, str]] = field(default_factory=dict)
     moves: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    said_ready: set[Key] = field(default_factory=set)
+    said_ready: dict[Key, None] = field(default_factory=dict)
 
     def account(self, service: str) -> Account:
         """What is remembered of a service."""
         return self.accounts.setdefault(service, Account())
+
+    def remember(self, record: ev.Record) -> None:
+        """The latest events by number, and who said it was ready: both bounded, for years of rows."""
+        self.types[record.seq] = (record.service, record.type)
+        self.types.pop(record.seq - REMEMBERED, None)
+        if len(self.said_ready) > REMEMBERED:
+            del self.said_ready[next(iter(self.said_ready))]
 
 
 # --- of each row ----------------------------------------------------------------------------------
@@ -291,11 +289,13 @@ def take_in(ledger: Ledger, kernel: Kernel, rows: list[Row]) -> list[ev.Record]:
         for rule in _OF_ROWS:
             rule(ledger, record)
         a_group_is_empty_when_its_run_is_over(kernel, record)
+        ledger.books.before(ledger.folded.services, record)
         ledger.folded.fold([record])
+        ledger.books.after(ledger.folded.services, record)
         ledger.head = row[-1]
-        ledger.types[record.seq] = (record.service, record.type)
+        ledger.remember(record)
         if isinstance(record.event, ev.Spawned):
-            ledger.spawned.add((record.service or "", record.run or 0, record.event.pid))
+            ledger.spawned[record.service or ""] = (record.run or 0, record.event.pid)
         if record.service is not None:
             ledger.touched[record.service] = None
             if isinstance(record.event, ev.Moved):
@@ -330,19 +330,26 @@ _OF_ROWS: tuple[Callable[[Ledger, ev.Record], None], ...] = (
 )
 
 
+def all_rows_fold_alike(ledger: Ledger, rows: list[Row]) -> None:
+    """Folding all rows from the first one gives what folding them as they came has given."""
+    anew = Projection()
+    anew.fold(map(to_record, rows))
+    if anew != ledger.folded:
+        broken(all_rows_fold_alike, None, f"{anew}\n  as they came: {ledger.folded}")
+
+
 # --- between steps --------------------------------------------------------------------------------
 
 
-def live_machines_are_the_fold(registry: Registry) -> None:
+def live_machines_are_the_fold(registry: Registry, names: Iterable[str] | None = None) -> None:
     """The live machines are what folding everything that was decided gives."""
     live, committed = registry._live, registry.committed
-    if live.services == committed.services and live.seq == committed.seq:
-        return
-    for name in {**live.services, **committed.services}:
+    for name in {**live.services, **committed.services} if names is None else names:
         mine, theirs = live.services.get(name), committed.services.get(name)
         if mine != theirs:
             broken(live_machines_are_the_fold, name, f"live {mine}\n  fold {theirs}")
-    broken(live_machines_are_the_fold, None, f"live {live.seq}, fold {committed.seq}")
+    if live.seq != committed.seq:
+        broken(live_machines_are_the_fold, None, f"live {live.seq}, fold {committed.seq}")
 
 
 def projection_is_the_fold_of_the_rows(ledger: Ledger, registry: Registry) -> None:
@@ -396,12 +403,25 @@ def a_process_is_known_by_its_start_time(kernel: Kernel, services: Services) -> 
 # --- of what is done ------------------------------------------------------------------------------
 
 
+def nothing_is_stopped_before_its_cause_is_known(services: Services, name: str, run: int) -> None:
+    """A run is told to end only once why is in the journal, or held while that cannot be written."""
+    service = services.get(name)
+    if service is None or service.run != run or service.state is not State.STOPPING:
+        broken(nothing_is_stopped_before_its_cause_is_known, name, f"run {run}: {service}")
+
+
+def nothing_is_let_go_of_that_runs(kernel: Kernel, name: str, run: int) -> None:
+    """The keeper is to forget a run only when none of its processes lives."""
+    if kernel.members((name, run)):
+        broken(nothing_is_let_go_of_that_runs, name, f"run {run}")
+
+
 def nothing_runs_before_its_pid_is_known(
     ledger: Ledger, registry: Registry, process: Process
 ) -> None:
     """A gate opens only once the pid behind it is in the journal, or held while that cannot be written."""
     name, run = process.key or ("", 0)
-    if (name, run, process.pid) in ledger.spawned:
+    if ledger.spawned.get(name) == (run, process.pid):
         return
     held = registry._held
     if held.degraded_since_ns is not None:
@@ -515,9 +535,11 @@ def _overdue_running(service: Service, services: Services, mono_ns: int) -> str 
     if service.ending_ns is not None:
         due_ns = max(service.ending_ns + int(stop_s * NS), service.extended_ns)
         return "it said that it stops" if mono_ns > due_ns else None
+    if service.requests:
+        return f"what event {service.requests[0].seq} asks for is not done"
     if service.wanted:
         return "it does not follow" if _is_left_behind(service, services) else None
-    for other in _dependents(service.name, services):
+    for other in dependents(service.name, services):
         if other.state is State.STOPPING or (other.state in UP and not other.wanted):
             return None
     return "it is to stop, and nobody stops before it"
@@ -529,25 +551,31 @@ def _all_succeed(service: Service) -> bool:
 
 
 def _is_left_behind(service: Service, services: Services) -> bool:
-    """Whether what its run follows has a later run, and is as it is asked."""
+    """Whether what its run follows was stopped by somebody, or has a later run and is as it is asked."""
     if service.run_definition is not None:  # what is declared counts from its next run on
         return False
     for need in service.definition.depends_on:
         target = services.get(need.service)
-        if not need.restart or target is None or not is_as_asked(need, target):
+        if not need.restart or target is None:
+            continue
+        is_reset = target.reason is Reason.RESET  # that only forgets
+        is_met = is_as_asked(need, target)
+        if not (target.wanted or target.definition.oneshot or is_reset or is_met):
+            return True
+        if not is_met:
             continue
         if 0 < (service.spawned_seq or 0) < (target.spawned_seq or 0):
             return True
     return False
 
 
-def _dependents(name: str, services: Services) -> Iterator[Service]:
+def dependents(name: str, services: Services) -> Iterator[Service]:
     """Who depends on a service, directly or through oneshots at rest."""
     for other in services.values():
         if any(each.service == name for each in other.definition.depends_on):
             yield other
             if other.definition.oneshot and other.state not in HAS_RUN:
-                yield from _dependents(other.name, services)
+                yield from dependents(other.name, services)
 
 
 def every_service_settles(service: str, why: str, seconds: float) -> None:

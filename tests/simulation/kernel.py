@@ -13,7 +13,8 @@ from registry.core import events as ev
 from tests.simulation.loop import NS, VirtualLoop
 
 EPOCH_NS = 1_800_000_000 * NS
-PIDS = range(300, 420)
+FIRST_PID = 300
+PIDS_LEAST = 120
 TICK_NS = 10_000_000
 SIGKILL = 9
 NEVER_RAN = 111
@@ -23,9 +24,16 @@ Key = tuple[str, int]
 """A service and the number of a run."""
 
 
+def _nobody() -> None:
+    """Nobody watches."""
+
+
 @dataclass(eq=False)
 class Process:
-    """One process; `key` is its mark, none is a stranger's. `ends_by` is what a signal does to it: seconds, or None."""
+    """One process; `key` is its mark, none is a stranger's. A signal ends it in `stops_in_s`, or not (None).
+
+    `changed` is called when it is well again or no longer, and at its end.
+    """
 
     pid: int
     start_time: int
@@ -40,6 +48,7 @@ class Process:
     is_ending: bool = False
     well: bool = True
     launch_failure: str | None = None
+    changed: Callable[[], None] = _nobody
 
 
 @dataclass
@@ -61,11 +70,16 @@ class Keeper:
 
 
 class Kernel:
-    """All processes of one machine. `ended` is told of each end, `signalled` of each signal before it strikes."""
+    """All processes of one machine.
 
-    def __init__(self, loop: VirtualLoop, chance: Random) -> None:
+    `ended` is how the daemon is told of each end, `gone` how the world is; `signalled` is told of each signal before
+    it strikes.
+    """
+
+    def __init__(self, loop: VirtualLoop, chance: Random, services: int = 0) -> None:
         self.loop = loop
         self.chance = chance
+        self._ring = range(FIRST_PID, FIRST_PID + max(PIDS_LEAST, 6 * services))
         self.boots = 1
         self.booted_ns = -5 * NS
         self.wall_ns = EPOCH_NS
@@ -73,6 +87,7 @@ class Kernel:
         self.groups: dict[Key, list[Process]] = {}
         self.keeper = Keeper()
         self.ended: Callable[[Process], None] = lambda _process: None
+        self.gone: Callable[[Process], None] = lambda _process: None
         self.signalled: Callable[[Key, Process], None] = lambda _key, _process: None
         self._next_pid = 0
 
@@ -102,7 +117,7 @@ class Kernel:
     def _free_pid(self) -> int:
         while True:
             self._next_pid += 1
-            pid = PIDS[self._next_pid % len(PIDS)]
+            pid = self._ring[self._next_pid % len(self._ring)]
             if pid not in self.processes:
                 return pid
 
@@ -126,6 +141,8 @@ class Kernel:
             group.remove(process)
             if not group:
                 del self.groups[process.key]
+        process.changed()
+        self.gone(process)
         self.ended(process)
 
     def end_in(self, seconds: float, process: Process, code: int) -> None:

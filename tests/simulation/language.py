@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from random import Random
 
@@ -21,35 +22,77 @@ from registry.core.definition import (
     Restart,
     Stop,
 )
+from tests.simulation.trouble import Taste
 
 NAMES = ("db", "cache", "setup", "web@1", "web@2", "worker", "mail", "clock")
 
 
-def config(chance: Random, count: int) -> Config:
-    """A configuration of `count` services."""
-    return _config(_definitions(chance, sorted(chance.sample(range(len(NAMES)), count))))
+class Language:
+    """All that can be declared by `names`, by a taste."""
+
+    def __init__(self, chance: Random, taste: Taste, count: int) -> None:
+        more = range(len(NAMES), count + count // 10)
+        self.names = (*NAMES, *(f"worker-{number}" for number in more))
+        self.chance = chance
+        self.taste = taste
+        self._count = count
+
+    def first(self) -> Config:
+        """A configuration of as many services as were asked for."""
+        numbers = self.chance.sample(range(len(self.names)), self._count)
+        return _config(self._definitions(sorted(numbers)))
+
+    def changed(self, before: Config) -> Config:
+        """Another configuration: services added, removed, changed."""
+        chance, names = self.chance, self.names
+        kept = {each.name: each for each in before.definitions}
+        numbers = self._numbers(kept)
+        for _ in range(chance.randint(1, 2)):
+            number = chance.randrange(len(names))
+            match chance.randrange(4):
+                case 0 if len(numbers) > 1:
+                    numbers.discard(number)
+                    kept.pop(names[number], None)
+                case 1:
+                    numbers.add(number)
+                case _:
+                    kept.pop(names[number], None)
+        return _config(_merged(self._definitions(sorted(numbers)), kept))
+
+    def without(self, before: Config, name: str, *, again: bool) -> Config:
+        """The same with one service removed, or declared `again`, in another way."""
+        kept = {each.name: each for each in before.definitions if each.name != name}
+        numbers = self._numbers(kept)
+        if again:
+            numbers.add(self.names.index(name))
+        return _config(_merged(self._definitions(sorted(numbers)), kept))
+
+    def filled(self, before: Config) -> Config:
+        """The same with as many services as at first."""
+        kept = {each.name: each for each in before.definitions}
+        numbers = self._numbers(kept)
+        absent = [number for number in range(len(self.names)) if number not in numbers]
+        self.chance.shuffle(absent)
+        numbers.update(absent[: max(0, self._count - len(numbers))])
+        return _config(_merged(self._definitions(sorted(numbers)), kept))
+
+    def _numbers(self, names: Container[str]) -> set[int]:
+        return {number for number, name in enumerate(self.names) if name in names}
+
+    def _definitions(self, numbers: list[int]) -> list[Definition]:
+        made: dict[str, Definition] = {}
+        for number in numbers:
+            name = self.names[number]
+            made[name] = _definition(self.chance, self.taste, name, made)
+        return list(made.values())
 
 
-def changed(chance: Random, before: Config) -> Config:
-    """Another configuration: services added, removed, changed."""
-    kept = {each.name: each for each in before.definitions}
-    numbers = {NAMES.index(name) for name in kept}
-    for _ in range(chance.randint(1, 2)):
-        number = chance.randrange(len(NAMES))
-        match chance.randrange(4):
-            case 0 if len(numbers) > 1:
-                numbers.discard(number)
-                kept.pop(NAMES[number], None)
-            case 1:
-                numbers.add(number)
-            case _:
-                kept.pop(NAMES[number], None)
-    fresh = _definitions(chance, sorted(numbers))
+def _merged(fresh: list[Definition], kept: dict[str, Definition]) -> list[Definition]:
     made: dict[str, Definition] = {}
     for each in fresh:  # who is kept keeps its dependencies as far as they can still come true
         old = kept.get(each.name)
         made[each.name] = _mended(old, made) if old is not None else each
-    return _config([_mended(each, made) for each in made.values()])
+    return [_mended(each, made) for each in made.values()]
 
 
 def _config(definitions: list[Definition]) -> Config:
@@ -68,14 +111,6 @@ def _config(definitions: list[Definition]) -> Config:
         sources=(),
         places={},
     )
-
-
-def _definitions(chance: Random, numbers: list[int]) -> list[Definition]:
-    made: dict[str, Definition] = {}
-    for number in numbers:
-        name = NAMES[number]
-        made[name] = _definition(chance, name, made)
-    return list(made.values())
 
 
 def _mended(definition: Definition, others: dict[str, Definition]) -> Definition:
@@ -99,23 +134,25 @@ def _possible(other: Definition) -> list[Condition]:
     return found
 
 
-def _definition(chance: Random, name: str, others: dict[str, Definition]) -> Definition:
+def _definition(
+    chance: Random, taste: Taste, name: str, others: dict[str, Definition]
+) -> Definition:
     oneshot = chance.random() < 0.15
     checks = () if oneshot else _checks(chance)
     base, _, instance = name.partition("@")
     return Definition(
         name=name,
         cmd=(f"run-{chance.randrange(3)}",),
-        restart=_restart(chance, oneshot),
+        restart=_restart(chance, taste, oneshot),
         stop=Stop(chance.choice(["SIGTERM", "SIGINT"]), chance.choice([0.5, 3.0, 10.0])),
         checks=checks,
         autostart=chance.random() < 0.9,
         success_exit_codes=chance.choice([(0,), (0,), (0, 3), (0, -15)]),
         start_timeout_s=chance.choice([2.0, 10.0, 90.0]),
-        essential=chance.random() < 0.02,
-        ready=None if oneshot else _ready(chance, checks),
+        essential=chance.random() < taste.essential,
+        ready=None if oneshot else _ready(chance, taste, checks),
         oneshot=oneshot,
-        depends_on=_needs(chance, others),
+        depends_on=_needs(chance, taste, others),
         tags=("front",) if chance.random() < 0.3 else (),
         instance_of=base if instance else None,
         instance=int(instance) if instance else None,
@@ -123,21 +160,23 @@ def _definition(chance: Random, name: str, others: dict[str, Definition]) -> Def
     )
 
 
-def _ready(chance: Random, checks: tuple[Check, ...]) -> Ready | None:
-    kinds = [None, Ready.NOTIFY, Ready.SPAWN]
+def _ready(chance: Random, taste: Taste, checks: tuple[Check, ...]) -> Ready | None:
+    if chance.random() < taste.notified:
+        return Ready.NOTIFY
+    kinds = [None, Ready.SPAWN]
     if any(check.target != HEARTBEAT for check in checks):
         kinds.append(Ready.HEALTH)
     return chance.choice(kinds)
 
 
-def _restart(chance: Random, oneshot: bool) -> Restart:
+def _restart(chance: Random, taste: Taste, oneshot: bool) -> Restart:
     policies = [Policy.ON_FAILURE, Policy.NEVER] if oneshot else [*Policy, Policy.ALWAYS]
     policy = chance.choice(policies)
     limit, within_s = None, None
-    if policy is not Policy.NEVER:
-        limit, within_s = chance.choice([(None, None), (None, None), (3, 60.0), (10, 600.0)])
+    if policy is not Policy.NEVER and chance.random() < taste.limited:
+        limit, within_s = chance.choice([(3, 60.0), (10, 600.0)])
     delay_s = chance.choice([0.5, 2.0, 5.0])
-    memory_max = 2**30 if chance.random() < 0.1 else None
+    memory_max = 2**30 if chance.random() < taste.memory else None
     return Restart(policy, delay_s, chance.choice([10.0, 30.0, 60.0]), limit, within_s, memory_max)
 
 
@@ -157,8 +196,8 @@ def _checks(chance: Random) -> tuple[Check, ...]:
     )
 
 
-def _needs(chance: Random, others: dict[str, Definition]) -> tuple[Dependency, ...]:
-    if not others or chance.random() < 0.45:
+def _needs(chance: Random, taste: Taste, others: dict[str, Definition]) -> tuple[Dependency, ...]:
+    if not others or chance.random() >= taste.needs:
         return ()
     names = chance.sample(list(others), min(len(others), chance.randint(1, 2)))
     return tuple(

@@ -54,6 +54,9 @@ class Around(Outside, Protocol):
     def may_die(self, name: str) -> bool:
         """Whether the daemon is killed at this point."""
 
+    def fold(self) -> Projection:
+        """The fold of all rows, for a daemon that begins."""
+
     def appended(self, rows: list[Row]) -> None:
         """Rows are durable."""
 
@@ -100,6 +103,7 @@ class Life:
         self.world = world
         self.dead = False
         self.is_up = False
+        self.up_ns = 0
         self.stalled_until_ns = 0
         self.tasks: dict[asyncio.Task[Any], None] = {}
         self.journal = DiskJournal(world.disk, lambda: self.dead, self.point, self._appended)
@@ -183,7 +187,7 @@ class Life:
             return
         writing = self.start_task(self.registry.run())
         minding = self.start_task(self._mind_essentials())
-        self.is_up = True
+        self.is_up, self.up_ns = True, self.world.loop.now_ns
         keep = await self.ending
         if keep:
             self.registry.closing = True
@@ -208,8 +212,7 @@ class Life:
 
     async def _boot(self) -> None:
         world = self.world
-        projection = Projection()
-        projection.fold(world.disk.records())
+        projection = world.fold()
         is_new = not projection.journal_id
         journal_id = projection.journal_id or f"{world.chance.getrandbits(64):016x}"
         before = projection.started
@@ -244,7 +247,7 @@ class Life:
         registry, config, kernel = self.registry, self.configuration.config, self.world.kernel
         known = set(registry.committed.services)
         self.host.change_definitions(config.definitions)
-        recovery.declare(registry, self.configuration, cause)
+        later = recovery.declare(registry, self.configuration, cause)
         recovery.take_up(
             config,
             registry,
@@ -257,11 +260,10 @@ class Life:
         kernel.keeper.alive = True
         self.host.begin()
         self._hear_late(list(kernel.keeper.notes))
-        await registry.drain()
-        recovery.begin(registry, config, sorted(known), cause)
-        registry.perform_all()
+        await registry.work_off()
+        recovery.begin(registry, self.configuration, sorted(known), later, cause)
         registry.reconsider_all()
-        await registry.drain()
+        await registry.work_off()
 
     def _hear_late(self, notes: list[Note]) -> None:
         for note in notes:
@@ -288,5 +290,6 @@ class Life:
 
 
 def _is_gone(service: Service) -> bool:
-    down = service.state in (State.STOPPED, State.FAILED) and service.reason is not Reason.WAITING
-    return service.definition.essential and service.wanted and down
+    if not service.definition.essential or not service.wanted:
+        return False
+    return service.state in (State.STOPPED, State.FAILED) and service.reason is not Reason.WAITING

@@ -1,4 +1,4 @@
-"""Forty worlds of trouble, an hour each: every invariant holds, and a seed tells the same story wherever it is told."""
+"""Three dozen worlds of trouble, of each profile: every invariant holds, and a seed tells the same story everywhere."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import pytest
 from tests.simulation.world import simulate
 
 HERE = Path(__file__).parent
-SEEDS = 40
-HOURS = 1.0
+SEEDS = 36
+HOURS = 0.4
 DIGESTS = {
-    1: "ec0ac6f4e7d4ffa7d4ffafa07f5a39c78c5dfebf6adf78df3cef4b3a8081ec3f",
-    2: "e8d603194ad8907b13f386ae594a1cde25b9d7f538b2098a5d0654889bc3cb2d",
-    3: "d289b0782302c1c171e8c5945da420ae8e321d6c42c5edea44fbbf0868ea2f0b",
+    1: "4d839bcb0ff5a8b1c57ac8d2d6a81ea8a531085917b22bed6173c83058add587",
+    2: "2f08888f3e920124f509cf2fac6741e7c27fe82648ab86d3fa15dc0f0064c11c",
+    3: "09201dcd49f3b6669f9dbe6a6c8391fb4cb9d0aa1790d88c033a6c2fb2b320ad",
 }
 """Of seeds of HOURS each. They change with every change of what the registry decides, and with the simulator:
-`python3 tools/dev simulate --seeds 3` tells the new ones.
+`python3 tools/dev simulate --seeds 3 --hours 0.4` tells the new ones.
 """
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("first", range(1, SEEDS + 1, 10))
+@pytest.mark.parametrize("first", range(1, SEEDS + 1, 9))
 def test_in_worlds_of_trouble_every_invariant_holds(first: int) -> None:
-    outcomes = [simulate(seed, HOURS) for seed in range(first, first + 10)]
-    assert sum(outcome.kills for outcome in outcomes) > 20
+    outcomes = [simulate(seed, HOURS) for seed in range(first, first + 9)]
+    assert sum(outcome.kills for outcome in outcomes) > 100
     assert sum(outcome.decisions for outcome in outcomes) > 1000
 
 
