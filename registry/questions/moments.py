@@ -18,7 +18,7 @@ _CLOCK = re.compile(
     r"(?P<zone>Z|[+-]\d\d:\d\d)?",
     re.IGNORECASE,
 )
-_AGO = re.compile(r"(?P<count>\d+(?:\.\d+)?) *(?P<unit>[a-z]+) +ago", re.IGNORECASE)
+_AGO = re.compile(r"(?P<count>\d{1,18}(?:\.\d{1,18})?) *(?P<unit>[a-z]+) +ago", re.IGNORECASE)
 _UNITS_S = {
     unit: seconds
     for seconds, units in {

@@ -16,6 +16,8 @@ from registry.core.service import LastExit, Service
 from registry.questions.waiting import waiting_for
 
 _NS = 1_000_000_000
+_FIRST_NS = int(datetime(1, 1, 1, tzinfo=UTC).timestamp()) * _NS
+_LAST_NS = int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()) * _NS
 
 
 class ServiceRecord(msgspec.Struct, frozen=True):
@@ -53,8 +55,8 @@ class EventRecord(msgspec.Struct, frozen=True):
 
 
 def rfc3339(at_ns: int) -> str:
-    """A time in UTC to the microsecond, as in 2026-01-02T03:04:05.678901Z."""
-    seconds, rest_ns = divmod(at_ns, _NS)
+    """A time in UTC to the microsecond, as in 2026-01-02T03:04:05.678901Z; one beyond the calendar is its last."""
+    seconds, rest_ns = divmod(min(max(at_ns, _FIRST_NS), _LAST_NS), _NS)
     moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest_ns // 1000)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 

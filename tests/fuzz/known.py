@@ -48,6 +48,9 @@ KNOWN: dict[str, list[bytes]] = {
         _column(8, 5, b"5"),
         # a body so deep that its decoder gives up
         _column(4, BODY, b'{"a":' + b"[" * 3000),
+        # a restart that is due in the year 345925
+        b'I{"attempt":1,"delay_s":0.0,"due_ns":10852429496729635000000,"source":"Failed","dest":"Restarting",'
+        b'"reason":"unhealthy"}',
     ],
     "logs": [
         # a compressed file that holds more than it says
@@ -65,6 +68,8 @@ KNOWN: dict[str, list[bytes]] = {
         ),
     ],
     "formats": [
+        # more hours than a float holds
+        _format("moment", f"{'1' * 400} hours ago"),
         # a service may give its processes any mark: here the number of a run that int() refuses, and one too high
         _format("mark", f"CIRCLEOSD_RUN={JOURNAL}/web/\u00b2"),
         _format("mark", f"CIRCLEOSD_RUN={JOURNAL}/web/{'9' * 30}"),
