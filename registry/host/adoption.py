@@ -98,10 +98,10 @@ COMMAND = "check"
 
 
 class Survey(NamedTuple):
-    """The living processes with a journal's marks: of each run the oldest that leads a session, else the oldest of
-    what is left of it; and commands of checks."""
+    """The living processes with a journal's marks: of each run its leader, or the oldest that is left, before the
+    others; and commands of checks."""
 
-    runs: dict[tuple[str, int], proc.Stat]
+    runs: dict[tuple[str, int], list[proc.Stat]]
     commands: list[proc.Stat]
 
 
@@ -115,6 +115,8 @@ def survey(journal_id: str) -> Survey:
             continue
         if mark is not None and stat is not None and stat.is_alive:
             _enter(found, mark.split("/"), journal_id, stat)
+    for members in found.runs.values():
+        members.sort(key=_rank)
     return found
 
 
@@ -123,8 +125,7 @@ def _enter(found: Survey, words: list[str], journal_id: str, stat: proc.Stat) ->
         case [journal, _service, _run, last] if journal == journal_id and last == COMMAND:
             found.commands.append(stat)
         case [journal, service, run] if journal == journal_id and _RUN.fullmatch(run):
-            first = found.runs.get((service, int(run)), stat)
-            found.runs[service, int(run)] = min(first, stat, key=_rank)
+            found.runs.setdefault((service, int(run)), []).append(stat)
 
 
 def _rank(stat: proc.Stat) -> tuple[bool, int, int]:
@@ -137,8 +138,8 @@ def leads(stat: proc.Stat) -> bool:
     return stat.session == stat.pid
 
 
-def kill_command(stat: proc.Stat) -> None:
-    """End a check's command that a dead registry left; whoever has its number by now is spared."""
+def kill_left(stat: proc.Stat) -> None:
+    """End what a dead registry left and nobody is to supervise; whoever has its number by now is spared."""
     with contextlib.suppress(OSError):
         if lives(stat.pid, stat.start_time):
             os.kill(stat.pid, signal.SIGKILL)

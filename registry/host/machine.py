@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
@@ -41,6 +42,8 @@ from registry.host.members import Process
 from registry.host.memory import MemoryWatch
 from registry.host.process import Runner, ended
 from registry.host.surroundings import Note, Surroundings
+
+_log = logging.getLogger(__name__)
 
 _HOOKS_INHERIT = ("PATH", "LANG", "TZ", "HOME")
 
@@ -291,13 +294,15 @@ class Machine:
         if same_boot and self._capabilities.proc:
             survey = adoption.survey(self._journal_id)
         for command in survey.commands:
-            adoption.kill_command(command)
+            adoption.kill_left(command)
+        services = list(services)
+        _end_strays(survey, {service.name for service in services})
         latest = dict(sorted(survey.runs))
         seen: list[tuple[str, Observation]] = []
         for service in services:
             found: list[Observation] = []
             if (run := latest.get(service.name, 0)) > service.run:
-                found = self.adopt_unjournaled(service, run, survey.runs[service.name, run])
+                found = self.adopt_unjournaled(service, run, survey.runs[service.name, run][0])
             has_run = service.pid is not None or service.state is State.STOPPING
             if not found and has_run:
                 pidfd = pidfds.pop((service.name, service.run), None)
@@ -471,3 +476,12 @@ def _lives(process: Process, stat: proc.Stat | None) -> bool:
     if process.pidfd is not None:
         return not adoption.has_ended(process.pidfd)
     return stat is not None and stat.is_alive
+
+
+def _end_strays(survey: adoption.Survey, known: set[str]) -> None:
+    """Runs of what neither the journal nor the file tells of: begun while the first could not be written."""
+    for (service, run), members in survey.runs.items():
+        if service not in known:
+            _log.warning("%s, run %d, is declared no more: killed", service, run)
+            for member in members:
+                adoption.kill_left(member)

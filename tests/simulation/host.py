@@ -338,6 +338,13 @@ class SimulatedHost:
     ) -> list[tuple[str, inp.Observation]]:
         """Every run that lives, journaled or not, and how the others ended."""
         runs = self._survey() if same_boot else {}
+        services = list(services)
+        known = {service.name for service in services}
+        for process in [each for each in self._kernel.processes.values() if each.key is not None]:
+            is_ours = process.journal_id == self.journal_id
+            if same_boot and is_ours and process.key is not None and process.key[0] not in known:
+                self._outside.happened["stray killed"] += 1
+                self._kernel.end(process, -9)
         latest = dict(sorted(runs))
         seen: list[tuple[str, inp.Observation]] = []
         for service in services:

@@ -174,7 +174,7 @@ def _restart(chance: Random, taste: Taste, oneshot: bool) -> Restart:
     policy = chance.choice(policies)
     limit, within_s = None, None
     if policy is not Policy.NEVER and chance.random() < taste.limited:
-        limit, within_s = chance.choice([(3, 60.0), (10, 600.0)])
+        limit, within_s = chance.choice([(2, 60.0), (3, 60.0), (10, 600.0)])
     delay_s = chance.choice([0.5, 2.0, 5.0])
     memory_max = 2**30 if chance.random() < taste.memory else None
     return Restart(policy, delay_s, chance.choice([10.0, 30.0, 60.0]), limit, within_s, memory_max)

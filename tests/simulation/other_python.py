@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -42,14 +43,20 @@ def main() -> int:
 def _other() -> str | None:
     """The newest Python that starts and is not of our version."""
     named = os.environ.get("OTHER_PYTHON")
-    newest_first = range(NEWEST_MINOR, OLDEST_MINOR - 1, -1)
-    names = [named] if named else [f"python3.{minor}" for minor in newest_first]
     ours = f"{sys.version_info.major}.{sys.version_info.minor}"
-    for name in names:
+    for name in [named] if named else _newest_first():
         path = shutil.which(name)
         if path is not None and _version(path) not in (None, ours):
             return path
     return None
+
+
+def _newest_first() -> Iterator[str]:
+    """On PATH, or where pyenv keeps those that PATH only has a shim for."""
+    kept = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+    for minor in range(NEWEST_MINOR, OLDEST_MINOR - 1, -1):
+        yield f"python3.{minor}"
+        yield from map(str, sorted(kept.glob(f"3.{minor}.*/bin/python3")))
 
 
 def _version(python: str) -> str | None:

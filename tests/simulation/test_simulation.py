@@ -15,9 +15,9 @@ HERE = Path(__file__).parent
 SEEDS = 36
 HOURS = 0.4
 DIGESTS = {
-    1: "4d839bcb0ff5a8b1c57ac8d2d6a81ea8a531085917b22bed6173c83058add587",
-    2: "2f08888f3e920124f509cf2fac6741e7c27fe82648ab86d3fa15dc0f0064c11c",
-    3: "09201dcd49f3b6669f9dbe6a6c8391fb4cb9d0aa1790d88c033a6c2fb2b320ad",
+    1: "08e088a2c7ead9915b88b07e7957e8fda28f7bb757e55e3987c08571ab974b96",
+    2: "779aea7060d63253f2037002beea50876e3a6ddd580b0800327272a2e012b36e",
+    3: "b47ff48aace7a3136d1cabaac7d27ef2aa8a13d3ef09ba3671493c292de65e06",
 }
 """Of seeds of HOURS each. They change with every change of what the registry decides, and with the simulator:
 `python3 tools/dev simulate --seeds 3 --hours 0.4` tells the new ones.

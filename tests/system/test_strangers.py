@@ -202,6 +202,26 @@ time.sleep(1000)
     box.verify()
 
 
+def test_what_runs_of_a_service_that_nobody_tells_of_any_more_is_ended(box):
+    """It was added while the journal could not be written, and taken out again while no registry was there."""
+    box.configure(service("app", ONCE_MORE))
+    box.start(program=(str(box.program("unwritable", UNWRITABLE)),))
+    box.wait_status("app", "Running")
+    (box.folder / "full").touch()
+    added = """cmd = ["sh", "-c", "sleep 1001 & echo $$ $! > added; wait"]\n"""
+    box.configure(service("app", ONCE_MORE) + service("added", added))
+    assert box.ask("apply")["error"]["code"] == "outcome_unknown"
+    (line,) = box.wait_lines("added", 1)
+    pids = [int(pid) for pid in line.split()]
+    box.kill()
+    (box.folder / "full").unlink()
+    box.configure(service("app", ONCE_MORE))
+    box.start()
+    box.wait_for(lambda: not any(map(box.is_running, pids)), "nothing is left of it")
+    assert [each["name"] for each in box.data("list_services")] == ["app"]
+    assert "added, run 1, is declared no more: killed" in box.errors.read_text()
+
+
 # --- two registries on one machine ----------------------------------------------------------------
 
 
