@@ -387,8 +387,7 @@ class Daemon:
         self._hear_late(found.notes)
         await registry.work_off()
         recovery.begin(registry, self._configuration, known, later, cause)
-        registry.reconsider_all()
-        await registry.work_off()
+        await recovery.start_all(registry)
 
     def _grew(self, service: str) -> None:
         self._growth.grew(service)

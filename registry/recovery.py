@@ -217,3 +217,14 @@ def begin(
         registry.declare([(name, inp.Stop(reason=Reason.AUTOSTART, cause=cause))])
     for name in starting:
         registry.declare([(name, inp.Start(reason=Reason.AUTOSTART, cause=cause))])
+
+
+async def start_all(registry: Registry) -> None:
+    """Have every service look at its neighbours and its duties, until all that are to start by themselves have.
+
+    A link of a chain of dependencies takes two rounds: its start, and that it is seen to be through its gate. What
+    services in trouble do meanwhile is not waited for.
+    """
+    registry.reconsider_all()
+    for _ in range(2 * registry.graph.depth() + 1):
+        await registry.work_off()

@@ -84,6 +84,15 @@ class Graph:
                 waiting += [(each, False) for each in self.dependents(name) if each not in order]
         return list(order)
 
+    def depth(self) -> int:
+        """How many services the longest chain of dependencies has."""
+        depths: dict[str, int] = {}
+        for name in reversed(self.stop_order(self._needs)):
+            depths[name] = 1 + max(
+                (depths.get(each, 1) for each in self.dependencies(name)), default=0
+            )
+        return max(depths.values(), default=1)
+
 
 def _reached(
     name: str, next_to: Callable[[str], Iterable[str]], services: Services

@@ -914,3 +914,21 @@ def test_a_fresh_start_of_the_registry_forgets_that_a_oneshot_completed(system):
         started = ev.RegistryStarted("b", "p", 1, "1", fresh)
         projection.fold([ev.Record(10**6, 1, 1, 10**6, None, None, None, None, started)])
         assert projection.services["migrate"].completed is not fresh
+
+
+@pytest.mark.parametrize(
+    ("needs", "depth"),
+    [
+        ({}, 1),
+        ({"a": (), "b": ()}, 1),
+        ({"b": ("a",), "a": ()}, 2),
+        ({"d": ("b", "c"), "c": ("b",), "b": ("a",), "a": (), "e": ("a",)}, 4),
+        ({"b": ("strange",)}, 2),
+    ],
+)
+def test_a_graph_is_as_deep_as_its_longest_chain(needs, depth):
+    definitions = [
+        Definition(name=name, cmd=("x",), depends_on=tuple(map(Dependency, those)))
+        for name, those in needs.items()
+    ]
+    assert Graph(definitions).depth() == depth

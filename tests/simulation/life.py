@@ -262,8 +262,7 @@ class Life:
         self._hear_late(list(kernel.keeper.notes))
         await registry.work_off()
         recovery.begin(registry, self.configuration, sorted(known), later, cause)
-        registry.reconsider_all()
-        await registry.work_off()
+        await recovery.start_all(registry)
 
     def _hear_late(self, notes: list[Note]) -> None:
         for note in notes:
