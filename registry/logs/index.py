@@ -145,14 +145,14 @@ def owner_of(data: bytes) -> int | None:
     return int(inode) if magic == MAGIC else None
 
 
-def read(path: str, most: int) -> bytes:
-    """The first `most` bytes of the index at `path`; none where it cannot be read."""
+def read(path: str, most: int, offset: int = 0) -> bytes:
+    """At most `most` bytes of the index at `path` from `offset`; none where it cannot be read."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return b""
     try:
-        return os.pread(fd, most, 0)
+        return os.pread(fd, most, offset)
     except OSError:
         return b""
     finally:

@@ -5,12 +5,15 @@ An event is one line whatever it holds: a service's words are shown, its control
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from signal import Signals
 from typing import Any
 
 from registry.core.events import Actor
 from registry.questions.records import EventRecord
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def line(event: EventRecord, *, seq_width: int = 0, service_width: int = 0) -> str:
@@ -19,6 +22,25 @@ def line(event: EventRecord, *, seq_width: int = 0, service_width: int = 0) -> s
     at = f"{event.at[:23]}Z"  # to the millisecond
     service = _printable(event.service or "-")
     return f"{event.seq:>{seq_width}}  {at}  {service:<{service_width}}  {happened(event)}{cause}"
+
+
+def log_line(
+    text: str,
+    service: str,
+    at: str | None,
+    *,
+    is_hint: bool = False,
+    seq_width: int = 0,
+    service_width: int = 0,
+) -> str:
+    """A line that a service wrote, among events: `   |  2026-01-02T03:04:05.678Z  web  GET /`.
+
+    The mark is `|`, or `~` where it was written then or some time after, `?` where nobody knows when.
+    """
+    mark = "?" if at is None else "~" if is_hint else "|"
+    when = f"{at[:23]}Z" if at is not None else "-"
+    words = _printable(_COLOURS.sub("", text).expandtabs())
+    return f"{mark:>{seq_width}}  {when:24}  {_printable(service):<{service_width}}  {words}"
 
 
 def happened(event: EventRecord) -> str:

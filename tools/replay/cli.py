@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from io import TextIOWrapper
 from pathlib import Path
@@ -20,10 +20,17 @@ from click.core import ParameterSource
 
 import registry
 from registry.journal import JournalError
-from registry.journal.read import Connection, Selection, doubt, open_for_reading, verify
+from registry.journal.read import (
+    Connection,
+    Selection,
+    doubt,
+    open_for_reading,
+    service_names,
+    verify,
+)
 from registry.questions.moments import EXAMPLES, Moment, moment
 
-from . import answers
+from . import answers, logs
 
 _INTERRUPTED = 128 + signal.SIGINT
 
@@ -41,6 +48,9 @@ It stands for all that it names: 03:14:07 for that whole second, 03:14:07.678 fo
 Where the clock was set back, times do not follow the order of events: --since and --until choose by
 each event's own time, and --at TIME means the state after the last event, in sequence, that is not
 later than TIME.
+
+With --logs a line of a log has `|` in place of a number; `~` where its time is that or some time after; `?`
+where no index tells when it was written: it stands after what precedes it in its file.
 
 A live journal is the file and the -wal beside it: copy both.
 
@@ -90,6 +100,14 @@ def _hash(_ctx: click.Context, _param: click.Parameter, text: str | None) -> str
 @click.option("--since", callback=_time, metavar="TIME", help="Only events from TIME on.")
 @click.option("--until", callback=_time, metavar="TIME", help="Only events up to TIME.")
 @click.option(
+    "--logs",
+    "folders",
+    multiple=True,
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Put the lines of the log files in DIR (NAME.log, rotated ones too) among the events, by time.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="A line an event; with --at an array of services."
 )
 @click.option(
@@ -111,6 +129,7 @@ def replay(
     words: tuple[str, ...],
     since: Moment | None,
     until: Moment | None,
+    folders: tuple[Path, ...],
     as_json: bool,
     wants_verdict: bool,
     head: str | None,
@@ -130,18 +149,23 @@ def replay(
             services = answers.meant(journal, words)
             if at is not None:
                 return _print_services(answers.then(journal, at, services), as_json=as_json)
-            return _print_events(journal, _selection(services, since, until), as_json=as_json)
+            selection = _selection(services, since, until)
+            if folders:
+                return _print_with_logs(journal, selection, folders, as_json=as_json)
+            return _print_events(journal, selection, as_json=as_json)
     except JournalError as error:
         raise click.ClickException(f"{path}: {error}") from None
+    except logs.LogsError as error:
+        raise click.ClickException(str(error)) from None
 
 
 # What makes no sense together, and why
 _APART = {
     "--verify": (
-        ("--at", "--service", "--since", "--until", "--json"),
+        ("--at", "--service", "--since", "--until", "--logs", "--json"),
         "it looks at the whole journal",
     ),
-    "--at": (("--since", "--until"), "it is one moment"),
+    "--at": (("--since", "--until", "--logs"), "it is one moment"),
 }
 
 
@@ -170,8 +194,23 @@ def _selection(services: tuple[str, ...], since: Moment | None, until: Moment | 
 
 def _print_events(journal: Connection, selection: Selection, *, as_json: bool) -> int:
     answer = answers.events_json if as_json else answers.timeline
+    return _print_pages(answer(journal, selection))
+
+
+def _print_with_logs(
+    journal: Connection, selection: Selection, folders: tuple[Path, ...], *, as_json: bool
+) -> int:
+    answer = logs.json if as_json else logs.text
+    with logs.Logs(folders, selection.services or service_names(journal)) as opened:
+        _print_pages(answer(journal, opened, selection))
+        for remark in opened.remarks():
+            click.echo(remark, err=True)
+    return 0
+
+
+def _print_pages(pages: Iterator[str]) -> int:
     found = False
-    for page in answer(journal, selection):
+    for page in pages:
         click.echo(page)
         found = True
     if not found:
