@@ -22,8 +22,9 @@ from tests.crash.launcher import MOMENTS
 from tests.crash.world import HABITS, World
 
 ROUNDS_OF_A_WORLD = 25
-HIT_WITHIN_S = 1.5
-"""How long a named point is waited for; then the kill comes at that moment, which is a random one."""
+HIT_WITHIN_S, BEGUN_WITHIN_S = 1.5, 15.0
+"""How long a named point is waited for once a life has answered, which it has to begin for; then the kill comes at
+that moment, which is a random one."""
 RARE = ("escalation", "leftovers", "connect", "declare", "autostart", "perform", "stop", "release")
 NUMBER_MAX, NUMBER_OF_RARE_MAX = 16, 2
 ANSWERS_WITHIN_S = 5.0
@@ -149,7 +150,7 @@ def _round(world: World, judge: Judge, chance: Random, deaths: list[Death], tall
             _live(world, commander, f"{death.moment}:{death.number}" if death.moment else "")
             if death.victim is Victim.KEEPER:  # while the registry has hold of everything
                 commander.acknowledged.wait(ANSWERS_WITHIN_S)
-            tally.kills[_die(world, death)] += 1
+            tally.kills[_die(world, commander, death)] += 1
         _live(world, commander, "")
         began_s = time.monotonic()
         commander.acknowledged.wait(ANSWERS_WITHIN_S)
@@ -185,11 +186,11 @@ def _commanded(chance: Random, deaths: list[Death]) -> list[str]:
     return chosen
 
 
-def _die(world: World, death: Death) -> str:
+def _die(world: World, commander: Commander, death: Death) -> str:
     """Bring a death about; what it counts as."""
-    deadline = time.monotonic() + death.after_s
-    while world.is_up() and time.monotonic() < deadline:
-        time.sleep(min(0.005, max(0.0, deadline - time.monotonic())))
+    if death.moment:  # a slow machine takes long to begin, and what is died at may come after that
+        _wait_while(lambda: world.is_up() and not commander.acknowledged.is_set(), BEGUN_WITHIN_S)
+    _wait_while(world.is_up, death.after_s)
     was_hit = not world.is_up()
     if death.victim in (Victim.KEEPER, Victim.KEEPER_THEN_DAEMON):
         world.kill_keeper()
@@ -200,3 +201,9 @@ def _die(world: World, death: Death) -> str:
         time.sleep(death.gap_s)
         world.kill_keeper()
     return death.moment if was_hit else f"random ({death.victim})"
+
+
+def _wait_while(is_so: Callable[[], bool], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while is_so() and (left_s := deadline - time.monotonic()) > 0:
+        time.sleep(min(0.005, left_s))
