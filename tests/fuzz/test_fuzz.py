@@ -96,3 +96,13 @@ def test_what_takes_the_square_of_its_size_is_told(monkeypatch):
 
     with pytest.raises(Broken, match="half of it"):
         doubled(target(judge, growing={"bytes": bytes}))
+
+
+def test_what_costs_more_from_some_size_on_is_borne():
+    def judge(data):
+        step = 4 if len(data) > 40_000 else 1
+        until_s = time.process_time() + step * len(data) / 1_000_000
+        while time.process_time() < until_s:
+            pass
+
+    assert doubled(target(judge, growing={"bytes": bytes}))["bytes"] < harness.RATIO_MAX
