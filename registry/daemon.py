@@ -260,14 +260,19 @@ class Daemon:
                         break
 
     async def _mind_essentials(self) -> None:
-        """End when an essential service is finally gone."""
-        while (gone := self._gone_essential()) is None:
+        """End when an essential service is finally gone: of all of them only those are looked at that moved."""
+        seen = 0
+        while (gone := self._gone_essential(seen)) is None:
+            seen = self._registry.committed.seq
             await self._registry.next_commit()
         _log.error("Essential service %s is gone (%s)", gone.name, gone.reason.value)
         self._end(End(f"{gone.name} is essential", status=EX_ESSENTIAL))
 
-    def _gone_essential(self) -> Service | None:
-        for service in self._registry.committed.services.values():
+    def _gone_essential(self, since: int) -> Service | None:
+        services = self._registry.committed.services
+        records = self._registry.recent_since(since)
+        names = services if records is None else {record.service for record in records}
+        for service in (services[name] for name in names if name in services):
             down = service.state in (State.STOPPED, State.FAILED)
             down &= service.reason is not Reason.WAITING
             if service.definition.essential and service.wanted and down:

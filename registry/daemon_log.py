@@ -34,7 +34,8 @@ class DaemonLog(logging.Handler):
     def __init__(self, format_: Format) -> None:
         super().__init__()
         self._format = format_
-        self._queue: queue.Queue[str | None] = queue.Queue(QUEUE_MAX)
+        # not queue.Queue, whose locks are of Python: every restart is told
+        self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._dropped = 0
         self._thread = threading.Thread(target=self._write_lines, name="daemon-log", daemon=True)
 
@@ -49,17 +50,14 @@ class DaemonLog(logging.Handler):
 
     def stop(self) -> None:
         """Write what is left, for a bounded time."""
-        try:
-            self._queue.put(None, timeout=_CLOSE_S)
-        except queue.Full:
-            return
+        self._queue.put(None)
         self._thread.join(_CLOSE_S)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take one record; drop it when the queue is full."""
-        try:
-            self._queue.put_nowait(self._line(record))
-        except queue.Full:
+        if self._queue.qsize() < QUEUE_MAX:
+            self._queue.put(self._line(record))
+        else:
             self._dropped += 1
 
     def _line(self, record: logging.LogRecord) -> str:

@@ -185,9 +185,11 @@ def _resolve(
             found.append(error)
             return instead
 
-    identity = attempt(lambda: _identity(definition), _Identity(_own_entry()))
-    if found:
-        found[:] = _missing_accounts(definition) or found
+    try:
+        identity = _identity(definition)
+    except LaunchError as error:
+        found += _missing_accounts(definition) or [error]
+        identity = _Identity(_own_entry())
     cwd = attempt(lambda: _folder(definition.cwd), definition.cwd)
     extra = attempt(lambda: _extra(definition), dict[str, str]())
     complete = {**_basics(identity, inherited), **extra, **env}

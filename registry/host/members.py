@@ -103,6 +103,9 @@ class Groups:
         self._capabilities = capabilities
         self._cgroups = _cgroups() if capabilities.cgroup else None
         self.led: set[int] = set()
+        self._strangers: set[int] = set()
+        self._own: set[int] | None = None
+        self._looks_once = False
         self._seen: Processes | None = None
         self._is_settled = False
 
@@ -194,6 +197,19 @@ class Groups:
         """What was seen may be out of date: somebody has ended since."""
         self._seen = None
 
+    @contextlib.contextmanager
+    def looking_once(self) -> Iterator[None]:
+        """Within this our own children are listed once, for all the ends that were taken before. Nothing is spawned."""
+        self._looks_once = True
+        try:
+            yield
+        finally:
+            self._looks_once, self._own = False, None
+
+    def reaped(self, pid: int) -> None:
+        """A child's number may be another's from now on."""
+        self._strangers.discard(pid)
+
     def _search_descendants(self, process: Process) -> list[proc.Stat]:
         unsettled: set[int] = set()
         members: list[proc.Stat] = []
@@ -203,6 +219,7 @@ class Groups:
             if members or unsure <= unsettled:
                 break
             unsettled |= unsure
+            self._own = None
             os.sched_yield()
         return members
 
@@ -227,13 +244,19 @@ class Groups:
         if stat.session in self.led or stat.is_kernels:
             return False
         mark = proc.mark(stat.pid)
+        if mark == "" and stat.session == stat.pid and stat.parent == os.getpid():
+            self._strangers.add(
+                stat.pid
+            )  # the keeper: a session that is no run's, until it is reaped
         return None if mark is None else mark == process.mark
 
     def _descendants(self, leader: int | None) -> Iterator[int]:
-        """Our descendants, but for those that other leaders hold."""
-        waiting = [
-            pid for pid in proc.children(os.getpid()) if pid == leader or pid not in self.led
-        ]
+        """Our descendants, but for those that other leaders hold, and those known to be nobody's."""
+        own = self._own if self._own is not None else proc.own_children()
+        self._own = own if self._looks_once else None
+        waiting = list(own - self.led - self._strangers)
+        if leader in own and leader in self.led:
+            waiting.append(leader)
         while waiting:
             pid = waiting.pop()
             yield pid

@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -231,16 +232,15 @@ class Runner:
 
     def reap(self) -> None:
         """Take every ended child, whoever it belongs to; then look at what is left of ended runs."""
-        for _child in range(REAP_MAX):
-            child = self._next_ended()
-            if child is None:
-                break
-            self._child_ended(*child)
-        else:
+        taken = list(islice(iter(self._next_ended, None), REAP_MAX))
+        if len(taken) == REAP_MAX:
             asyncio.get_running_loop().call_soon(self.reap)
-        for process in list(self._processes.values()):
-            if process.main_gone:
-                self._check_group(process)
+        with self._groups.looking_once():
+            for child in taken:
+                self._child_ended(*child)
+            for process in list(self._processes.values()):
+                if process.main_gone:
+                    self._check_group(process)
 
     def _next_ended(self) -> tuple[int, proc.Stat | None, int, resource.struct_rusage] | None:
         """The next ended child, reaped: pid, what it was as a zombie, status, usage."""
@@ -270,6 +270,7 @@ class Runner:
     def _child_ended(
         self, pid: int, stat: proc.Stat | None, status: int, usage: resource.struct_rusage
     ) -> None:
+        self._groups.reaped(pid)
         code = os.waitstatus_to_exitcode(status)
         if self._commands.reaped(pid, code):
             return

@@ -225,6 +225,9 @@ def test_machine_and_table_move_as_designed_in_every_situation(trigger: str, sta
         service = _service(state, situation)
         assert (move(service, trigger, situation.given), situation) == (expected, situation)
         assert service.state is (expected or state)
+        by_machine: Any = _service(state, situation)
+        MACHINE.events[trigger].trigger(by_machine, by_machine, situation.given)
+        assert (by_machine.state, situation) == (service.state, situation)
         if expected is not None:
             assert is_legal(event_type(trigger), state, expected)
 
