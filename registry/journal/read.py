@@ -12,12 +12,22 @@ import shutil
 import sqlite3
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from registry.core.events import Moved, Record, RegistryStopped
+from registry.core.events import (
+    Adopted,
+    JournalCopied,
+    JournalCreated,
+    Moved,
+    Record,
+    RegistryStarted,
+    RegistryStopped,
+    Resynced,
+    Spawned,
+)
 from registry.core.lifecycle import is_legal
 from registry.core.projection import FOLD, Projection
 from registry.journal import snapshots
@@ -301,6 +311,100 @@ def _ask(
     except sqlite3.Error as error:
         where = f"after event {after} " if after > 0 else ""
         raise JournalError(f"{where}the file cannot be read: {error}") from None
+
+
+# --- single records -------------------------------------------------------------------------------
+
+
+def record_after(connection: Connection, seq: int) -> Record | None:
+    """The first record above a number; None where there is none."""
+    return _one(connection, "WHERE seq > ? ORDER BY seq LIMIT 1", (seq,))
+
+
+def record_up_to(connection: Connection, seq: int) -> Record | None:
+    """The last record up to a number; None where there is none."""
+    return _one(connection, "WHERE seq <= ? ORDER BY seq DESC LIMIT 1", (seq,))
+
+
+def records_of(connection: Connection, seqs: Iterable[int]) -> dict[int, Record]:
+    """Records by their numbers; those that are not there are left out."""
+    found = (_one(connection, "WHERE seq = ?", (seq,)) for seq in seqs)
+    return {record.seq: record for record in found if record is not None}
+
+
+def own_records(connection: Connection, after: int, last: int) -> Iterator[Record]:
+    """The events of the registry itself above `after` up to `last`, in order."""
+    question = f"{SELECT} WHERE service IS NULL AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
+    while rows := _ask(connection, question, (after, last, PAGE), after=after):
+        yield from map(to_record, rows)
+        after = rows[-1][0]
+
+
+def start_up_to(connection: Connection, seq: int) -> Record | None:
+    """The latest start of the registry up to an event; None where there is none."""
+    where = "WHERE service IS NULL AND type = ? AND seq <= ? ORDER BY seq DESC LIMIT 1"
+    return _one(connection, where, (RegistryStarted.TYPE, seq))
+
+
+def seen_before(connection: Connection, record: Record) -> Record | None:
+    """The last record from before a time of which not all was written: that before a start of the registry, or
+    before events of which only the outcome was kept.
+    """
+    if isinstance(record.event, Resynced):
+        where = "WHERE seq < ? AND mono_ns < ? ORDER BY seq DESC LIMIT 1"
+        return _one(connection, where, (record.seq, record.mono_ns))
+    where = "WHERE seq < ? AND type NOT IN (?, ?) ORDER BY seq DESC LIMIT 1"
+    return _one(connection, where, (record.seq, JournalCreated.TYPE, JournalCopied.TYPE))
+
+
+def run_before(connection: Connection, service: str, last: int, count: int) -> int:
+    """The number of the first event of the run of a service that is `count` runs before the latest up to event
+    `last`; 0 where there are not so many, or what became of them between two events is not written.
+    """
+    question = (
+        "SELECT seq, run FROM events WHERE service = ? AND seq < ? AND type IN (?, ?, ?)"
+        " ORDER BY seq DESC LIMIT ?"
+    )
+    kinds = (Spawned.TYPE, Adopted.TYPE, Resynced.TYPE)
+    runs: list[int] = []
+    seq = 0
+    before = last + 1
+    while rows := _ask(connection, question, (service, before, *kinds, PAGE)):
+        for before, run in rows:
+            if run not in runs:
+                if len(runs) > count:
+                    return seq
+                runs.append(run)
+            seq = before
+    return 0
+
+
+def asked_for(
+    connection: Connection,
+    after: int,
+    last: int,
+    services: Collection[str],
+    types: Iterable[str],
+    count: int,
+) -> list[Record]:
+    """The last `count` records above `after` up to `last` that somebody asked for, or of one of `types`, oldest first.
+
+    Where services are named, only theirs, and those of the registry itself.
+    """
+    kinds = tuple(types)
+    chosen = f" AND (service IS NULL OR +service IN ({', '.join('?' * len(services))}))"
+    question = (
+        f"{SELECT} WHERE seq > ? AND seq <= ?{chosen if services else ''}"
+        f" AND (actor IS NOT NULL OR type IN ({', '.join('?' * len(kinds))}))"
+        " ORDER BY seq DESC LIMIT ?"
+    )
+    rows = _ask(connection, question, (after, last, *services, *kinds, count))
+    return [to_record(row) for row in reversed(rows)]
+
+
+def _one(connection: Connection, where: str, values: tuple[Any, ...]) -> Record | None:
+    rows = _ask(connection, f"{SELECT} {where}", values)
+    return to_record(rows[0]) if rows else None
 
 
 # --- verification ---------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ def line(event: EventRecord, *, seq_width: int = 0, service_width: int = 0) -> s
     """`  12  2026-01-02T03:04:05.678Z  web  Running -> Failed  exited with code 3 (run 2)  <- #11`."""
     cause = f"  <- #{event.cause}" if event.cause is not None else ""
     at = f"{event.at[:23]}Z"  # to the millisecond
-    service = _printable(event.service or "-")
+    service = printable(event.service or "-")
     return f"{event.seq:>{seq_width}}  {at}  {service:<{service_width}}  {happened(event)}{cause}"
 
 
@@ -39,19 +39,25 @@ def log_line(
     """
     mark = "?" if at is None else "~" if is_hint else "|"
     when = f"{at[:23]}Z" if at is not None else "-"
-    words = _printable(_COLOURS.sub("", text).expandtabs())
-    return f"{mark:>{seq_width}}  {when:24}  {_printable(service):<{service_width}}  {words}"
+    words = printable(_COLOURS.sub("", text).expandtabs())
+    return f"{mark:>{seq_width}}  {when:24}  {printable(service):<{service_width}}  {words}"
 
 
 def happened(event: EventRecord) -> str:
+    """What happened, from where to where that led, and who asked for it."""
+    move = f"{event.source} -> {event.dest}  " if event.source != event.dest else ""
+    return move + said(event)
+
+
+def said(event: EventRecord) -> str:
     """What happened, and who asked for it. A type that is not known is told by its name."""
     words = _WORDS.get(event.type)
     text = words(event, event.data) if words is not None else event.type.replace("_", " ")
-    move = f"{event.source} -> {event.dest}  " if event.source != event.dest else ""
-    return move + _printable(text + _by(event.actor))
+    return printable(text + _by(event.actor))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """`text` with everything that is not printable as a backslash escape."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -105,7 +105,7 @@ class Then(NamedTuple):
 
 def then(journal: Connection, at: Moment | int, services: Sequence[str]) -> Then:
     """The services at a moment, or after the event of a number. JournalError where that is not there."""
-    last = _seq(journal, at)
+    last = seq_of(journal, at)
     projection = fold(journal, last)
     chosen = [s for s in projection.in_order() if not services or s.name in services]
     found = [service_record(service, projection.services) for service in chosen]
@@ -113,7 +113,8 @@ def then(journal: Connection, at: Moment | int, services: Sequence[str]) -> Then
     return Then(projection.seq, at_ns, not projection.orderly, found)
 
 
-def _seq(journal: Connection, at: Moment | int) -> int:
+def seq_of(journal: Connection, at: Moment | int) -> int:
+    """The number of the last event that had happened then. JournalError where it is not there."""
     if isinstance(at, Moment):
         return last_seq_at(journal, at.last_ns)
     if at > (last := last_seq(journal)):

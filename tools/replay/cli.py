@@ -30,7 +30,7 @@ from registry.journal.read import (
 )
 from registry.questions.moments import EXAMPLES, Moment, moment
 
-from . import answers, logs
+from . import answers, logs, past
 
 _INTERRUPTED = 128 + signal.SIGINT
 
@@ -76,6 +76,13 @@ def _time_or_seq(
         raise click.BadParameter(f"{error.message}, seq:57") from None
 
 
+def _two_moments(
+    ctx: click.Context, param: click.Parameter, texts: tuple[str, str] | None
+) -> tuple[Moment | int, ...]:
+    moments = (_time_or_seq(ctx, param, text) for text in texts or ())
+    return tuple(moment for moment in moments if moment is not None)
+
+
 def _hash(_ctx: click.Context, _param: click.Parameter, text: str | None) -> str | None:
     if text is not None and not re.fullmatch(r"[0-9a-fA-F]{40}", text):
         raise click.BadParameter(f"{text!r} is not a hash, which has 40 hexadecimal digits")
@@ -99,6 +106,32 @@ def _hash(_ctx: click.Context, _param: click.Parameter, text: str | None) -> str
 )
 @click.option("--since", callback=_time, metavar="TIME", help="Only events from TIME on.")
 @click.option("--until", callback=_time, metavar="TIME", help="Only events up to TIME.")
+@click.option(
+    "--diff",
+    nargs=2,
+    callback=_two_moments,
+    metavar="T1 T2",
+    help="What changed between two moments, and who asked for it; T is TIME or seq:N.",
+)
+@click.option(
+    "--history", "history_of", metavar="NAME", help="The runs of NAME: when, how, and why."
+)
+@click.option(
+    "-n",
+    "limit",
+    type=click.IntRange(min=1),
+    metavar="COUNT",
+    help="With --history: the last runs.",
+)
+@click.option(
+    "--report", "wants_report", is_flag=True, help="How available services were, in that time."
+)
+@click.option(
+    "--boot",
+    "of_boot",
+    is_flag=True,
+    help="With --report: what took how long when the registry started last (with --at: before then).",
+)
 @click.option(
     "--logs",
     "folders",
@@ -129,6 +162,11 @@ def replay(
     words: tuple[str, ...],
     since: Moment | None,
     until: Moment | None,
+    diff: tuple[Moment | int, ...],
+    history_of: str | None,
+    limit: int | None,
+    wants_report: bool,
+    of_boot: bool,
     folders: tuple[Path, ...],
     as_json: bool,
     wants_verdict: bool,
@@ -146,7 +184,23 @@ def replay(
                 click.echo(f"{path}: {remark}", err=True)
             if wants_verdict:
                 return _print_verdict(journal, path, head)
-            services = answers.meant(journal, words)
+            services = answers.meant(journal, (history_of,) if history_of else words)
+            if history_of is not None:
+                return _print_lines(
+                    past.histories(
+                        journal, services, since=since, until=until, limit=limit, as_json=as_json
+                    )
+                )
+            if of_boot:
+                seq = answers.seq_of(journal, at) if at is not None else None
+                return _print_lines(past.started(journal, services, seq, as_json=as_json))
+            if wants_report:
+                return _print_lines(
+                    past.reported(journal, services, since=since, until=until, as_json=as_json)
+                )
+            if diff:
+                moments = [answers.seq_of(journal, each) for each in diff]
+                return _print_lines(past.changed(journal, services, *moments, as_json=as_json))
             if at is not None:
                 return _print_services(answers.then(journal, at, services), as_json=as_json)
             selection = _selection(services, since, until)
@@ -166,7 +220,22 @@ _APART = {
         "it looks at the whole journal",
     ),
     "--at": (("--since", "--until", "--logs"), "it is one moment"),
+    "--diff": (
+        ("--verify", "--at", "--since", "--until", "--logs"),
+        "it has two moments of its own",
+    ),
+    "--history": (
+        ("--verify", "--at", "--service", "--diff", "--logs"),
+        "it tells of the runs of NAME",
+    ),
+    "--report": (("--verify", "--history", "--diff", "--logs"), "it tells of services as a whole"),
+    "--boot": (
+        ("--since", "--until"),
+        "it is one start; --at TIME chooses another than the latest",
+    ),
 }
+# What makes sense only with another option
+_NEEDS = {"--head": "--verify", "--boot": "--report", "-n": "--history"}
 
 
 def _refuse_nonsense(ctx: click.Context) -> None:
@@ -179,8 +248,11 @@ def _refuse_nonsense(ctx: click.Context) -> None:
         for other in others:
             if {option, other} <= given:
                 raise click.UsageError(f"{option} goes without {other}: {why}")
-    if "--head" in given and "--verify" not in given:
-        raise click.UsageError("--head goes with --verify: add it")
+    for option, needed in _NEEDS.items():
+        if option in given and needed not in given:
+            raise click.UsageError(f"{option} goes with {needed}: add it")
+    if {"--report", "--at"} <= given and "--boot" not in given:
+        raise click.UsageError("--report goes without --at: write --since and --until")
 
 
 def _selection(services: tuple[str, ...], since: Moment | None, until: Moment | None) -> Selection:
@@ -215,6 +287,12 @@ def _print_pages(pages: Iterator[str]) -> int:
         found = True
     if not found:
         click.echo("no event is of that service and time", err=True)
+    return 0
+
+
+def _print_lines(lines: Iterator[str]) -> int:
+    for line in lines:
+        click.echo(line)
     return 0
 
 

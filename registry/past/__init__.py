@@ -1,0 +1,1 @@
+"""Questions about the past: what answers them from a journal file, and how a running registry asks them."""

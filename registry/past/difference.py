@@ -1,0 +1,26 @@
+"""Reading what a difference is made of: the state at two moments, and who asked for what in between."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from registry.journal.read import Connection, asked_for, at_of, fold
+from registry.questions.difference import ACTS, Difference, difference, moment_after
+
+ACTS_MAX = 200
+"""The latest events between the moments that are told."""
+
+
+def changes(journal: Connection, since: int, until: int, names: Collection[str] = ()) -> Difference:
+    """What changed between the moments after two events, of the services named or of all. Raises JournalError."""
+    kinds = [kind.TYPE for kind in ACTS]
+    acts = asked_for(journal, since, until, names, kinds, ACTS_MAX + 1)
+    return difference(
+        moment_after(since, at_of(journal, since)),
+        moment_after(until, at_of(journal, until)),
+        fold(journal, since),
+        fold(journal, until),
+        acts[-ACTS_MAX:],
+        names=names,
+        is_cut=len(acts) > ACTS_MAX,
+    )

@@ -1,0 +1,70 @@
+"""Reading what a history is made of: the events of one service from the begin of its earliest run that is asked for."""
+
+from __future__ import annotations
+
+from registry.core.events import Now, Record, Spawned
+from registry.core.service import Service
+from registry.journal.read import (
+    Connection,
+    fold,
+    last_seq,
+    last_seq_at,
+    record_up_to,
+    records_of,
+    run_before,
+)
+from registry.past.stretch import first_record, records
+from registry.questions.history import History, Runs
+from registry.questions.moments import Moment
+
+
+def history(
+    journal: Connection,
+    name: str,
+    *,
+    since: Moment | None = None,
+    until: Moment | None = None,
+    limit: int | None = None,
+) -> History:
+    """The runs of a service some part of which lies between two times, the latest `limit`. Raises JournalError."""
+    first = first_record(journal)
+    if first is None or (until is not None and until.last_ns < first.at_ns):
+        return History(name)
+    last = last_seq_at(journal, until.last_ns) if until is not None else last_seq(journal)
+    if since is not None and since.first_ns <= first.at_ns:
+        since = None
+    before = _seq_before(journal, name, since, last, limit)
+    beginning = record_up_to(journal, before) if before >= first.seq else None
+    begin = beginning or first
+    projection = fold(journal, begin.seq)
+    service = projection.services.get(name)
+    runs = Runs(name, projection, Now(begin.at_ns, begin.mono_ns), _spawned(journal, service))
+    runs.fold(records(journal, begin.seq, last, (name,)))
+    return runs.answer(
+        records_of(journal, sorted(runs.causes)),
+        first_ns=since.first_ns if since is not None else None,
+        last_ns=until.last_ns if until is not None else None,
+        limit=limit,
+    )
+
+
+def _spawned(journal: Connection, service: Service | None) -> Record | None:
+    """How the present run of a service began."""
+    seq = service.spawned_seq if service is not None else None
+    record = records_of(journal, (seq,)).get(seq) if seq is not None else None
+    return record if record is not None and isinstance(record.event, Spawned) else None
+
+
+def _seq_before(
+    journal: Connection, name: str, since: Moment | None, last: int, limit: int | None
+) -> int:
+    """The event before that from which on to read; 0 for the first there is.
+
+    One run more than is asked for, for what the definition was before. Of a time all runs that began in it, and the
+    two before: one of them may have gone on.
+    """
+    if since is not None:
+        return max(0, run_before(journal, name, last_seq_at(journal, since.first_ns), 1) - 1)
+    if limit is None:
+        return 0
+    return max(0, run_before(journal, name, last, limit) - 1)
