@@ -224,6 +224,14 @@ def test_when_it_gave_up_those_that_run_stay_up_followers_too(run):
     assert (run.running(), runs(run)) == ({"stays", "follows"}, (1, 1))
 
 
+def test_when_one_that_gave_up_is_reset_those_that_run_stay_up_followers_too(run):
+    run.crash("db")
+    run.crash("db")
+    run.give("db", inp.Reset())
+    assert run.where("db") == (State.STOPPED, Reason.RESET)
+    assert (run.running(), runs(run)) == ({"stays", "follows"}, (1, 1))
+
+
 def test_when_its_oneshot_failed_those_that_run_stay_up_followers_too(system):
     s = system(db=("", ONESHOT), stays="db", follows="db!")
     s.start("stays", "follows")
@@ -360,6 +368,24 @@ def test_who_needs_a_oneshot_that_has_completed_is_started_with_what_that_one_ne
     s.settle()
     assert s.running() == {"db", "app"}
     assert s["migrate"].run == 1
+
+
+def test_what_is_missing_is_named_in_the_order_of_the_file_through_oneshots_too(system):
+    """`app` needs two migrations, which need two databases each; all databases are stopped."""
+    s = system(
+        a="", b="", c="", d="", first=("a b", ONESHOT), second=("d c", ONESHOT), app="first second"
+    )
+    s.start("app")
+    s.settle()
+    s.stop("a", "b", "c", "d")
+    s.settle()
+    missing = [need.service for need in unmet(s["app"], s.services)]
+    assert missing == ["a", "b", "d", "c"]
+    assert [each.name for each in needs(s["app"], s.services)] == missing
+    assert list(s.graph.neighbours("app", s.services)) == [
+        *("first", "a", "b"),
+        *("second", "d", "c"),
+    ]
 
 
 def test_a_oneshot_that_is_to_run_again_has_not_completed(system):
@@ -599,6 +625,25 @@ def test_one_that_is_restarted_while_its_dependency_is_down_waits_once_it_is_gon
     s.give("web", inp.Restart(reason=Reason.REDEFINED))
     assert types(s.obey("web")) == [("web", "exited"), ("web", "group_emptied")]
     assert s.where("web") == WAITS
+
+
+def test_one_that_is_unhealthy_while_its_dependency_is_down_ends_as_a_failure_and_then_waits(
+    system,
+):
+    s = system(db="", web=("db", {"checks": ("beat",), "policy": Policy.ON_FAILURE}))
+    s.start("web")
+    s.settle()
+    s.give("db", inp.Stop())
+    s.settle()
+    s.give("web", inp.Probed(run=1, check="beat", ok=False, count=3, error="refused"))
+    assert s.where("web") == (State.STOPPING, Reason.UNHEALTHY)
+    moves = [(r.type, r.event.dest, r.event.reason) for r in s.obey("web")]
+    assert moves == [
+        ("exited", State.STOPPING, Reason.UNHEALTHY),
+        ("group_emptied", State.FAILED, Reason.UNHEALTHY),
+        ("restart_scheduled", State.RESTARTING, Reason.UNHEALTHY),
+        ("restart_due", *WAITS),
+    ]
 
 
 @pytest.mark.parametrize("word", [inp.Start, inp.Restart])

@@ -348,7 +348,8 @@ def test_one_that_holds_more_memory_than_it_may_is_restarted_as_a_failure(world,
     w.spawn()
     if ready:
         say(w, inp.NotifiedReady)
-    assert say(w, inp.MemoryFound, bytes=100 * MIB) == []
+    for allowed in (0, MIB, 100 * MIB - 1, 100 * MIB):
+        assert (allowed, say(w, inp.MemoryFound, bytes=allowed)) == (allowed, [])
     assert say(w, inp.MemoryFound, bytes=130 * MIB) == ["memory_exceeded"]
     assert w.where == (State.STOPPING, Reason.MEMORY_MAX)
     assert w.service.message == "held 130 MiB of memory, more than its 100"
