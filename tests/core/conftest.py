@@ -33,7 +33,7 @@ from registry.core.duties import Duties, duties
 from registry.core.lifecycle import Reason, State, is_legal
 from registry.core.projection import Projection
 from registry.core.restarts import NS
-from registry.core.service import Service
+from registry.core.service import HAS_RUN, Service
 
 JOURNAL_ID = "journal-1"
 UTC_AHEAD_NS = 1_700_000_000 * NS
@@ -70,6 +70,8 @@ class World:
                 assert record.event.source is state
                 assert is_legal(record.type, state, record.event.dest)
                 state = record.event.dest
+        is_at_rest = self.service.state not in HAS_RUN
+        assert not (is_at_rest and self.service.bound), "it is bound for somewhere without a run"
         for earlier, later in itertools.pairwise(new):
             assert later.cause == earlier.seq
         self.records += new

@@ -1088,3 +1088,13 @@ def test_an_unjournaled_run_that_is_adopted_again_is_still_known_by_its_start_ti
     w.give(inp.ProcessFound(run=1, pid=7))
     assert (w.service.state, w.service.pid, w.service.start_time) == (State.STARTING, 7, 70)
     assert w.service.watchdog_s == 5.0
+
+
+def test_the_restarts_of_an_unjournaled_run_are_counted_from_the_first(world):
+    w = world()
+    w.give(inp.RunFound(run=1, pid=7, start_time=70))
+    w.gate()
+    assert delays(w.exit(1)) == [0]
+    (delay,) = delays(w.crash())
+    assert 0.5 <= delay <= 0.55
+    assert w.service.attempt == 2
