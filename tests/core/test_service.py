@@ -1098,3 +1098,14 @@ def test_the_restarts_of_an_unjournaled_run_are_counted_from_the_first(world):
     (delay,) = delays(w.crash())
     assert 0.5 <= delay <= 0.55
     assert w.service.attempt == 2
+
+
+@pytest.mark.parametrize("run", [0, 1, 2])
+def test_a_run_that_the_journal_knows_already_is_no_unjournaled_one(world, run):
+    w = world()
+    w.run()
+    w.exit(1)
+    w.spawn()
+    w.gate()
+    assert w.seen(inp.RunFound(run=run, pid=7, start_time=70)) == []
+    assert (w.service.run, w.service.pid) == (2, 1002)
