@@ -51,6 +51,7 @@ from registry.journal import Journal, JournalError
 from registry.keeper.client import Found, Keeper, Note, OutputEnded
 from registry.keeper.endings import Endings
 from registry.keeper.holdings import Held
+from registry.past.asking import Past
 from registry.questions.narration import narrate
 from registry.questions.plan import Plan
 from registry.recovery import Beginning
@@ -357,6 +358,7 @@ class Daemon:
             beat=self._prober.beat,
             describe=self._machine.describe,
             check_once=self._machine.check_once,
+            past=Past(journal.path),
             administration=self,
         )
         self._server = Server(

@@ -46,6 +46,7 @@ class ErrorCode(StrEnum):
     PARTIAL_FAILURE = "partial_failure"
     SHUTTING_DOWN = "shutting_down"
     JOURNAL_UNAVAILABLE = "journal_unavailable"
+    JOURNAL_UNREADABLE = "journal_unreadable"
     OUTCOME_UNKNOWN = "outcome_unknown"
     NOT_READY = "not_ready"
     INTERNAL_ERROR = "internal_error"
@@ -69,10 +70,20 @@ class NoParams(Params, frozen=True):
     """No parameters."""
 
 
-class ServiceParams(Params, frozen=True):
-    """One service."""
+class ListParams(Params, frozen=True):
+    """One or more services, as of every command; all when absent. `at` is when: a time, as in `logs`, or "seq:57",
+    which is after event 57.
+    """
+
+    service: str | list[str] | None = None
+    at: str | None = None
+
+
+class StatusParams(Params, frozen=True):
+    """One service. `at` as in `list_services`."""
 
     service: str
+    at: str | None = None
 
 
 class CommandParams(Params, frozen=True):
@@ -205,6 +216,8 @@ _COMMAND_ERRORS = (
     ErrorCode.OUTCOME_UNKNOWN,
 )
 
+_PAST_ERRORS = (ErrorCode.UNKNOWN_SERVICE, ErrorCode.TIMED_OUT, ErrorCode.JOURNAL_UNREADABLE)
+
 _REQUEST_ANSWER = '[{"name","seq","status"}] once durable; with wait once carried out'
 _REQUEST_ERRORS = (*_COMMAND_ERRORS, ErrorCode.NOT_RUNNING, ErrorCode.REQUEST_FAILED)
 
@@ -213,18 +226,19 @@ ACTIONS: dict[str, Action] = {
     for action in (
         Action(
             "list_services",
-            NoParams,
+            ListParams,
             Role.OBSERVE,
-            "Every service, in the order of the file.",
-            "[service record]",
+            "Every service, in the order of the file, or those named; with `at` as they were then.",
+            '[service record]; with at {"moment":{"seq","at","asked","supervised"},"services":[service record]}',
+            _PAST_ERRORS,
         ),
         Action(
             "status",
-            ServiceParams,
+            StatusParams,
             Role.OBSERVE,
-            "One service in detail.",
-            "service record with definition, checks, last_exit, last_words, events",
-            (ErrorCode.UNKNOWN_SERVICE,),
+            "One service in detail; with `at` as it was then.",
+            "service record with definition, checks, last_exit, last_words, events; with at also moment",
+            _PAST_ERRORS,
         ),
         Action(
             "start",

@@ -23,23 +23,24 @@ from registry.api.actions import (
     EventsParams,
     HealthParams,
     HeartbeatParams,
+    ListParams,
     LogsParams,
     NoParams,
     SelectionParams,
-    ServiceParams,
     ShowParams,
     ShutdownParams,
+    StatusParams,
     VersionParams,
 )
 from registry.api.commands import Commands, actor_of
 from registry.api.growth import Growth, LogLine, Source
 from registry.api.growth import read as read_logs
-from registry.api.names import ALL, find, select, unknown
+from registry.api.names import ALL, api_error, find, select, unknown
 from registry.api.protocol import Handler
 from registry.config.complaints import suggestion
 from registry.core.definition import Check, Definition
 from registry.core.dependencies import is_settled
-from registry.core.events import TYPES, Actor, Defined, OutputEnded, Record, Redefined, Spawned
+from registry.core.events import TYPES, Actor, Defined, Record, Redefined, Spawned
 from registry.core.lifecycle import State
 from registry.core.service import Service
 from registry.held import RETRY_S
@@ -48,23 +49,23 @@ from registry.host.health import Attempt
 from registry.journal import SQLITE_VERSION
 from registry.logs.read import Selection, tail
 from registry.logs.target import LogTarget
-from registry.questions.moments import EXAMPLES, Moment, moment
+from registry.past.answers import ListThen, StatusThen
+from registry.questions.moments import AT_EXAMPLES, EXAMPLES, At, Moment, at, moment
 from registry.questions.plan import Plan
 from registry.questions.records import (
+    EVENTS_LOOKED_AT,
     EventRecord,
     ServiceRecord,
     check_health,
     event_record,
     health,
-    last_exit,
     rfc3339,
+    service_detail,
     service_record,
 )
+from registry.questions.refusal import Refusal
 from registry.registry import Registry
 
-EVENTS_IN_STATUS = 10
-EVENTS_LOOKED_AT = 200
-"""A service's latest events, among which its last words are looked for."""
 PAGE = 1000
 LINES, LINES_MAX = 50, 100_000
 _NAMED_MAX = 8
@@ -83,6 +84,13 @@ class EventSource(Protocol):
         limit: int = PAGE,
     ) -> list[Record]:
         """Records above `since`; the last of them where it is negative."""
+
+
+class Past(Protocol):
+    """What the handlers need to answer from the past."""
+
+    async def ask(self, question: str, params: msgspec.Struct) -> msgspec.Raw:
+        """The answer to a question of `past.answers`. Raises Refusal."""
 
 
 class Administration(Protocol):
@@ -117,6 +125,7 @@ class Handlers:
         beat: Callable[[str, str | None], bool],
         describe: Callable[[Service], dict[str, Any]],
         check_once: Callable[[Service], Awaitable[list[tuple[Check, Attempt]]]],
+        past: Past,
         administration: Administration,
     ) -> None:
         self._registry = registry
@@ -127,6 +136,7 @@ class Handlers:
         self._beat = beat
         self._describe = describe
         self._check_once = check_once
+        self._past = past
         self._administration = administration
         self._list: tuple[int, msgspec.Raw] = (-1, msgspec.Raw(b"[]"))
 
@@ -151,26 +161,34 @@ class Handlers:
 
     # --- questions --------------------------------------------------------------------------------
 
-    def _list_services(self, _params: NoParams, _peer: Peer) -> msgspec.Raw:
+    def _list_services(
+        self, params: ListParams, _peer: Peer
+    ) -> msgspec.Raw | list[ServiceRecord] | Awaitable[msgspec.Raw]:
+        if params.at is not None:
+            return self._ask("list", ListThen(_at(params.at), params.service))
+        if params.service is not None:
+            return [self._record(self._service(name)) for name in self._names(params.service)]
         projection = self._registry.committed
         if self._list[0] != projection.seq:
             records = [self._record(service) for service in projection.in_order()]
             self._list = (projection.seq, msgspec.Raw(_encode(records)))
         return self._list[1]
 
-    async def _status(self, params: ServiceParams, _peer: Peer) -> dict[str, Any]:
+    async def _status(self, params: StatusParams, _peer: Peer) -> dict[str, Any] | msgspec.Raw:
+        if params.at is not None:
+            return await self._ask("status", StatusThen(_at(params.at), params.service))
         service = self._service(params.service)
-        answer = {
-            **msgspec.to_builtins(self._record(service)),
-            "attempt": service.attempt,
-            **self._describe(service),
-            "definition": msgspec.to_builtins(service.definition),
-            "checks": self._checks(service),
-            "last_exit": last_exit(service.last_exit),
-        }
+        checks, machine = self._checks(service), self._describe(service)
         events = await self._journal.read(since=-EVENTS_LOOKED_AT, service=service.name)
-        shown = [event_record(record) for record in events[-EVENTS_IN_STATUS:]]
-        return {**answer, "last_words": _last_words(events), "events": shown}
+        services = self._registry.committed.services
+        return service_detail(service, services, events, checks=checks, machine=machine)
+
+    async def _ask(self, question: str, params: msgspec.Struct) -> msgspec.Raw:
+        """What the journal answers, read by a process beside this one. Raises ApiError."""
+        try:
+            return await self._past.ask(question, params)
+        except Refusal as refusal:
+            raise api_error(refusal) from None
 
     def _health(self, params: HealthParams, _peer: Peer) -> list[dict[str, Any]]:
         services = (
@@ -501,15 +519,6 @@ async def _plain_pages(pages: AsyncGenerator[list[LogLine], None]) -> AsyncItera
             yield [each.line for each in page]
 
 
-def _last_words(events: list[Record]) -> dict[str, Any] | None:
-    """What the latest run that ended ill said at its end."""
-    for record in reversed(events):
-        if isinstance(record.event, OutputEnded):
-            told = msgspec.structs.asdict(record.event)
-            return {"run": record.run, "at": rfc3339(record.at_ns), **told}
-    return None
-
-
 def _selection(params: LogsParams) -> Selection:
     if params.follow and (params.until is not None or params.run is not None):
         raise ApiError(
@@ -528,6 +537,16 @@ def _moment(name: str, text: str | None) -> Moment | None:
             f"{name}: '{text[:64]}' is not a time; write for example {EXAMPLES}",
         )
     return found
+
+
+def _at(text: str) -> At:
+    """The moment, now at the latest, or event that `at` names. Raises ApiError."""
+    now_ns = time.time_ns()
+    found = at(text, now_ns)
+    if found is None:
+        message = f"at: '{text[:64]}' is no time and no event; write for example {AT_EXAMPLES}"
+        raise ApiError(ErrorCode.INVALID_PARAMS, message)
+    return Moment(*(min(each, now_ns) for each in found)) if isinstance(found, Moment) else found
 
 
 def _run_number(service: Service, run: int, code: ErrorCode = ErrorCode.INVALID_PARAMS) -> int:

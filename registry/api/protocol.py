@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from registry.api.access import Access, Peer
-from registry.api.actions import Action, ApiError, ErrorCode, Params
+from registry.api.actions import Action, ApiError, ErrorCode, Params, Role
 
 BATCH_MAX = 100
 """Most entries of a JSON-RPC batch."""
@@ -48,6 +48,7 @@ RPC_CODES: dict[ErrorCode, int] = {
     ErrorCode.REQUEST_FAILED: -32015,
     ErrorCode.NO_CHECKS: -32016,
     ErrorCode.INVALID_CONFIG: -32017,
+    ErrorCode.JOURNAL_UNREADABLE: -32018,
 }
 """The number of each error in JSON-RPC form; its name is in `error.data.code`."""
 
@@ -99,11 +100,15 @@ class Pages(msgspec.Struct, frozen=True):
 
 
 class Later(msgspec.Struct, frozen=True):
-    """An answer that needs waiting for: await `outcome`. It stands for `weight` requests."""
+    """An answer that needs waiting for: await `outcome`. It stands for `weight` requests.
+
+    `is_question`: nothing is lost where it is cancelled because nobody is there to hear it.
+    """
 
     outcome: Coroutine[Any, Any, bytes | Pages | None]
     ordered: bool
     weight: int = 1
+    is_question: bool = False
 
 
 Outcome = Answer | Later | Pages | None
@@ -182,7 +187,8 @@ class Dispatcher:
             data = self._call(name, given, peer)
             if not isinstance(data, msgspec.Raw):
                 if isinstance(data, Awaitable):
-                    return Later(_finish(form, name, data), form.ordered)
+                    asks = self._actions[name].role is Role.OBSERVE
+                    return Later(_finish(form, name, data), form.ordered, is_question=asks)
                 if isinstance(data, AsyncIterator):
                     return _pages(form, name, data)
             return Answer(form.result(_json(data)), form.ordered)

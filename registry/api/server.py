@@ -1,6 +1,6 @@
 """The control socket: its connections, and what each of them may cost.
 
-* A request that was taken is carried out, whether or not its client is still there; a stream ends with it.
+* A command that was taken is carried out, whether or not its client is still there; questions and streams end with it.
 * Answers to requests with an id go out as they are ready, those to requests without one in order.
 * What a client costs is bounded (`Limits`): it is not read from while too much of its is under way or
   unread, and it is closed when it takes nothing for `stall_s`. Nobody else notices.
@@ -236,6 +236,7 @@ class _Connection(asyncio.Protocol):
         "_out",
         "_out_size",
         "_peer",
+        "_questions",
         "_received",
         "_room",
         "_scanned",
@@ -266,6 +267,7 @@ class _Connection(asyncio.Protocol):
         self._slots: list[_Slot] = []
         self._held = 0  # bytes in _slots
         self._streams: list[asyncio.Task[None]] = []
+        self._questions: list[asyncio.Task[None]] = []
 
     # What the transport tells.
 
@@ -281,6 +283,8 @@ class _Connection(asyncio.Protocol):
             self._stall.cancel()
             self._stall = None
         self._end_streams()
+        for question in self._questions:
+            question.cancel()
         self._server.lost(self)
 
     def data_received(self, data: bytes) -> None:
@@ -401,7 +405,7 @@ class _Connection(asyncio.Protocol):
 
     async def _carry_out(self, outcome: Later | Pages, slot: _Slot | None) -> None:
         try:
-            result = await outcome.outcome if isinstance(outcome, Later) else outcome
+            result = await self._outcome(outcome) if isinstance(outcome, Later) else outcome
             if isinstance(result, Pages):
                 await self._pump(result, slot)
             elif result is not None:
@@ -419,6 +423,16 @@ class _Connection(asyncio.Protocol):
                 self._deliver(b"", slot)
             self._in_flight -= outcome.weight
             self._work()
+
+    async def _outcome(self, later: Later) -> bytes | Pages | None:
+        if not later.is_question:
+            return await later.outcome
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._questions.append(task)
+        try:
+            return await later.outcome
+        finally:
+            self._questions.remove(task)
 
     async def _pump(self, pages: Pages, slot: _Slot | None) -> None:
         """Send page after page, each pulled only when nothing much waits to be taken."""

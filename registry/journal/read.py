@@ -251,6 +251,17 @@ def pages(connection: Connection, selection: Selection = EVERYTHING) -> Iterator
         yield records
 
 
+def latest(connection: Connection, selection: Selection, count: int) -> list[Record]:
+    """The last `count` records of a selection, oldest first."""
+    after, *bounds, services = selection
+    question = (
+        f"{SELECT} WHERE seq > ? AND seq <= ? AND at_ns BETWEEN ? AND ?{_among(services)}"
+        " ORDER BY seq DESC LIMIT ?"
+    )
+    rows = _ask(connection, question, (after, *bounds, *services, count))
+    return [to_record(row) for row in reversed(rows)]
+
+
 def fold(connection: Connection, last: int) -> Projection:
     """The fold of every event up to number `last`, from the nearest snapshot on.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from hashlib import blake2b
+from types import NoneType
 from typing import Any
 
 import msgspec
@@ -76,13 +77,22 @@ def _readable(value: Any) -> Any:
 
 _Columns = tuple[int, int, int, int, str | None, int | None, str, int | None, str | None, str, str]
 """What a row is made of. The table is STRICT, but in a damaged file one bit makes an integer a float."""
+_SHAPES = frozenset(
+    (int, int, int, int, service, run, str, cause, actor, str, str)
+    for service in (str, NoneType)
+    for run in (int, NoneType)
+    for cause in (int, NoneType)
+    for actor in (str, NoneType)
+)
+"""The same as the types that a row may have: to compare them takes a tenth of the time."""
 
 
 def to_record(row: Row) -> Record:
     """A row as the record that it holds. Raises JournalError where it holds none."""
     try:
-        columns = msgspec.convert(row, _Columns)
-        seq, at_ns, mono_ns, decision, service, run, kind, cause, actor, body, _hash = columns
+        if tuple(map(type, row)) not in _SHAPES:
+            row = msgspec.convert(row, _Columns)  # which says what is wrong
+        seq, at_ns, mono_ns, decision, service, run, kind, cause, actor, body, _hash = row
         event = _decoders[kind].decode(body)
         who = _decode_actor(actor) if actor is not None else None
     except KeyError:

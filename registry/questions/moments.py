@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 _NS = 1_000_000_000
+_SEQ = re.compile(r"seq:(\d{1,18})")
 _INTEGER_MIN, _INTEGER_MAX = -(2**63), 2**63 - 1  # what a journal can hold
 
 _CLOCK = re.compile(
@@ -39,6 +40,19 @@ class Moment(NamedTuple):
 
     first_ns: int
     last_ns: int
+
+
+At = Moment | int
+"""A moment, or the number of the event that was the last one then."""
+
+AT_EXAMPLES = f"{EXAMPLES}, seq:57"
+"""One of each form of that."""
+
+
+def at(text: str, now_ns: int) -> At | None:
+    """The moment or event that a text names, seen from `now_ns` (UTC); None where it names none."""
+    match = _SEQ.fullmatch(text.strip())
+    return int(match[1]) if match else moment(text, now_ns)
 
 
 def moment(text: str, now_ns: int) -> Moment | None:

@@ -5,19 +5,26 @@ Keys are always present; what there is nothing to say of is null. Times are RFC 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from registry.core.events import Actor, Moved, Record
+from registry.core.definition import Check
+from registry.core.events import Actor, Moved, OutputEnded, Record
 from registry.core.service import LastExit, Service
 from registry.questions.waiting import waiting_for
 
 _NS = 1_000_000_000
 _FIRST_NS = int(datetime(1, 1, 1, tzinfo=UTC).timestamp()) * _NS
 _LAST_NS = int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()) * _NS
+
+EVENTS_IN_DETAIL = 10
+EVENTS_LOOKED_AT = 200
+"""A service's latest events, among which its last words are looked for."""
+NOT_JOURNALED: dict[str, Any] = dict.fromkeys(("status_text", "errno", "memory", "found_by"))
+"""What only the machine of a running registry knows of a service, where there is none to ask."""
 
 
 class ServiceRecord(msgspec.Struct, frozen=True):
@@ -133,3 +140,49 @@ def last_exit(exit_: LastExit | None) -> dict[str, Any] | None:
         "signal": exit_.signal,
         "reason": exit_.reason.value,
     }
+
+
+# --- one service in detail ------------------------------------------------------------------------
+
+
+def service_detail(
+    service: Service,
+    services: Mapping[str, Service],
+    events: Sequence[Record],
+    *,
+    checks: list[dict[str, Any]],
+    machine: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All that `status` tells of a service: `events` are its latest, `machine` is as NOT_JOURNALED."""
+    return {
+        **msgspec.to_builtins(service_record(service, services)),
+        "attempt": service.attempt,
+        **machine,
+        "definition": msgspec.to_builtins(service.definition),
+        "checks": checks,
+        "last_exit": last_exit(service.last_exit),
+        "last_words": last_words(events),
+        "events": [event_record(record) for record in events[-EVENTS_IN_DETAIL:]],
+    }
+
+
+def check_then(service: Service, check: Check) -> dict[str, Any]:
+    """A check as the journal knows it: each result is not in there, each change of results is."""
+    state = service.checks.get(check.name)
+    return {
+        "name": check.name,
+        "target": check.target,
+        "health": check_health(service, check.name),
+        "last_at": None,
+        "latency_ms": None,
+        "error": state.error if state and not state.ok else None,
+    }
+
+
+def last_words(events: Sequence[Record]) -> dict[str, Any] | None:
+    """What the latest run that ended ill said at its end."""
+    for record in reversed(events):
+        if isinstance(record.event, OutputEnded):
+            told = msgspec.structs.asdict(record.event)
+            return {"run": record.run, "at": rfc3339(record.at_ns), **told}
+    return None

@@ -64,6 +64,7 @@ PARAMS: dict[str, type[Params]] = {
     # Ours.
     "restart": MixedParams,
     "hold": NameParams,
+    "ponder": NameParams,
     "release": NameParams,
     "refuse": NoParams,
     "break": NoParams,
@@ -79,8 +80,10 @@ PARAMS: dict[str, type[Params]] = {
     "heartbeat": BeatParams,
 }
 
+ROLES = {"heartbeat": Role.SERVICE, "ponder": Role.OBSERVE}
+
 ACTIONS = {
-    name: Action(name, params, Role.SERVICE if name == "heartbeat" else Role.ADMIN, "", "")
+    name: Action(name, params, ROLES.get(name, Role.ADMIN), "", "")
     for name, params in PARAMS.items()
 }
 
@@ -136,6 +139,15 @@ class Backstage:
     async def do_hold(self, params: NameParams, peer: Peer) -> str:
         await self.gate(params.name).wait()
         self.note(self.finished, params.name)
+        return params.name
+
+    async def do_ponder(self, params: NameParams, peer: Peer) -> str:
+        """A question: nothing is lost where it is given up."""
+        try:
+            await self.gate(params.name).wait()
+        except asyncio.CancelledError:
+            self.note(self.closed, params.name)
+            raise
         return params.name
 
     def do_release(self, params: NameParams, peer: Peer) -> str:

@@ -454,3 +454,23 @@ async def hung_up(client: socket.socket, request: bytes = b"") -> None:
     closed = select.poll()
     closed.register(client, 0)
     assert await loop.run_in_executor(None, closed.poll, 8000)
+
+
+async def test_a_question_ends_with_its_client_and_a_command_does_not(serve, backstage):
+    running = await serve()
+    client = await running.connect()
+    client.send({"action": "ponder", "name": "q"}, hold("c"))
+    await backstage.until(lambda: len(backstage.calls) == 2)
+    await client.close()
+    await backstage.until(lambda: "q" in backstage.closed)
+    backstage.gate("c").set()
+    await backstage.until(lambda: "c" in backstage.finished)
+
+
+async def test_a_question_of_a_half_closed_client_is_answered(serve, backstage):
+    client = await (await serve()).connect()
+    client.send({"action": "ponder", "name": "q"})
+    client.half_close()
+    await backstage.until(lambda: backstage.calls)
+    backstage.gate("q").set()
+    assert await client.receive() == {"ok": True, "data": "q"}

@@ -423,3 +423,63 @@ def _plain(line: str) -> str:
     for code in ("0", "1", "31", "32", "33"):
         line = line.replace(f"\033[{code}m", "")
     return line
+
+
+# --- the past -------------------------------------------------------------------------------------
+
+THEN = {
+    "seq": 57,
+    "at": "2026-01-02T03:14:07.000001Z",
+    "asked": "2026-01-02T03:14:59.999999Z",
+    "supervised": True,
+}
+
+
+def test_list_at_shows_the_services_as_they_were_under_a_line_that_says_when(
+    fake, circlectl, record
+) -> None:
+    fake.answers["list_services"] = [{"moment": THEN, "services": [record()]}]
+    ended = circlectl("list", "--at", "03:14")
+    when, _header, web = ended.out.splitlines()
+    assert when == "as of 2026-01-02 03:14:59Z, after event 57"
+    assert web.split()[-3:] == ["10m", "54s", "ready"], "an age is as of then"
+    assert fake.asked("list_services") == [{"action": "list_services", "at": "03:14"}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "first"),
+    [
+        (
+            {"supervised": False},
+            "as of 2026-01-02 03:14:59Z, after event 57, no registry was running",
+        ),
+        ({"seq": 0, "at": None, "asked": None}, "before the first event"),
+    ],
+)
+def test_when_an_answer_is_of_is_said(fake, circlectl, changes, first) -> None:
+    fake.answers["list_services"] = [{"moment": THEN | changes, "services": []}]
+    for command in ("list", "status"):
+        assert circlectl(command, "--at", "seq:57").out == f"{first}\nno service was declared\n"
+
+
+def test_as_json_the_past_has_the_shape_of_the_present(fake, circlectl, record) -> None:
+    fake.answers["list_services"] = [{"moment": THEN, "services": [record()]}]
+    assert json.loads(circlectl("list", "--at", "03:14", "--json").out) == [record()]
+
+
+def test_status_at_shows_each_service_that_was_meant_then(fake, circlectl, detailed) -> None:
+    fake.answers["list_services"] = [{"moment": THEN, "services": [detailed]}]
+    fake.answers["status"] = [detailed | {"moment": THEN}]
+    ended = circlectl("status", "w*", "--at", "seq:57")
+    assert ended.status == 0
+    assert ended.out.startswith("as of 2026-01-02 03:14:59Z, after event 57\nweb: Running")
+    assert fake.asked("list_services")[0] == {
+        "action": "list_services", "service": "w*", "at": "seq:57",
+    }  # fmt: skip
+    assert fake.asked("status") == [{"action": "status", "service": "web", "at": "seq:57"}]
+
+
+def test_what_was_no_service_then_is_told_as_now(fake, circlectl, refusal) -> None:
+    message = "after event 5, 2026-01-02T03:00:00Z: there is no service 'x', there are db, web"
+    fake.answers["list_services"] = [refusal("unknown_service", message)]
+    assert circlectl("status", "x", "--at", "seq:5") == (4, "", f"circlectl: {message}\n")

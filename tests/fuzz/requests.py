@@ -179,6 +179,9 @@ class _Desk:
     async def read(self, **_how: Any) -> list[ev.Record]:
         return []
 
+    async def ask(self, _question: str, _params: Any) -> msgspec.Raw:
+        return msgspec.Raw(b"{}")
+
     async def follow(self, _sources: Sequence[Source], lines: int) -> AsyncGenerator[list[LogLine]]:
         yield [LogLine("web", None, None, "a line")][:lines]
 
@@ -225,6 +228,7 @@ def _handlers() -> dict[str, Any]:
         beat=lambda _service, _check: True,
         describe=lambda _service: {},
         check_once=desk.check_once,
+        past=desk,
         administration=desk,
     )
     return dict(made.table())

@@ -253,7 +253,7 @@ def test_the_table_says_where_no_registry_ran(journal: Path, replay) -> None:
         (["-s", "wbe"], 1, "it does not tell of a service 'wbe'; did you mean 'web'?"),
         (["-s", "x"], 1, "service 'x'; there are app, cache, db, mailer, migrate, setup"),
         (["-s", "tag:x"], 1, "it does not tell of a service 'tag:x'; there are app, cache, "),
-        (["--at", "seq:186"], 1, "it has no event 186: its last is event 185"),
+        (["--at", "seq:186"], 1, "there is no event 186: the last is event 185"),
         (["--at", "soon"], 2, "'soon' is not a time; write for example 2026-01-02T03:04:05Z, "),
         (["--since", "seq:4"], 2, "'seq:4' is not a time; write for example"),
         (["--head", "a" * 40], 2, "--head goes with --verify: add it"),

@@ -12,15 +12,17 @@ from datetime import datetime
 import click
 
 import registry
-from registry.client import Client, RegistryError
+from registry.client import DEFAULT_TIMEOUT_S, Client, RegistryError
 
 from . import exits, words
 from .screen import GAP, Screen
 from .session import (
     EVERYTHING,
+    PAST_TIMEOUT_S,
     SELECTION,
     Session,
     any_names,
+    at,
     common,
     is_selection,
     names,
@@ -35,6 +37,7 @@ CHECK_TIMEOUT_S = 600.0
 """How long the answer of checks may take; each of them ends after its own `timeout`."""
 
 NO_SERVICES = "no services are defined; declare some in the configuration file"
+NONE_THEN = "no service was declared"
 NO_CHECKS = "no checks are declared; give a service a health_check in the configuration file"
 
 _FOUND_BY = {
@@ -53,19 +56,42 @@ _TARGET_MIN = 20
 
 
 @click.command("list")
+@at
 @common
 @click.pass_obj
-def list_(session: Session) -> int:
+def list_(session: Session, at: str | None) -> int:
     """Show every service in a line.
+
+    With --at as they were then, by the journal.
 
     \b
     Examples:
       circlectl list
+      circlectl list --at "2 hours ago"
       circlectl list --json | jq -r '.[] | select(.status != "Running").name'
     """
-    records = session.call("list_services")
-    session.show(records, lambda: _list(session.screen, records, now()))
+    records, then = _records(session, at)
+    session.show(records, lambda: _dated(then, _list(session.screen, records, _seen(then))))
     return exits.WELL
+
+
+def _records(session: Session, at: str | None) -> tuple[list[Record], Record | None]:
+    """Every service as of now, or of then, and when that is."""
+    answer = session.past("list_services", at)
+    return (answer, None) if at is None else (answer["services"], answer["moment"])
+
+
+def _dated(then: Record | None, lines: Iterable[str]) -> Iterator[str]:
+    """Lines about a time, below one that says which."""
+    if then:
+        yield words.as_of(then)
+    for line in lines:
+        yield NONE_THEN if then and line == NO_SERVICES else line
+
+
+def _seen(then: Record | None) -> datetime:
+    """The time that ages are measured from."""
+    return words.moment(then["asked"]) if then and then["asked"] else now()
 
 
 def _list(screen: Screen, records: list[Record], at: datetime) -> list[str]:
@@ -88,12 +114,14 @@ def _list_row(record: Record, at: datetime) -> list[str]:
 
 @click.command(epilog=SELECTION)
 @any_names
+@at
 @common
 @click.pass_obj
-def status(session: Session, names: tuple[str, ...]) -> int:
+def status(session: Session, names: tuple[str, ...], at: str | None) -> int:
     """Show services in detail, or how all of them are.
 
-    Without NAME it counts them, and names those that are not well before it lists all.
+    Without NAME it counts them, and names those that are not well before it lists all. With --at it shows
+    what the journal knows of then.
 
     The exit status is 0 when all that were named are Running, 3 when one is not (a service that is
     Stopped because it completed counts as not running), 4 when one is unknown. Without NAME it is 0.
@@ -102,19 +130,25 @@ def status(session: Session, names: tuple[str, ...]) -> int:
     Examples:
       circlectl status
       circlectl status web db
+      circlectl status web --at 03:14
       circlectl status web >/dev/null || circlectl start web
     """
     if not names:
-        records = session.call("list_services")
-        session.show(records, lambda: _summary(session.screen, records, now()))
+        records, then = _records(session, at)
+        session.show(records, lambda: _dated(then, _summary(session.screen, records, _seen(then))))
+        if at is not None:
+            return exits.WELL
         if since := session.call("version").get("degraded_since"):
             note(f"journal degraded since {escaped(since)}, not crash-safe: commands are refused")
         return exits.WELL
-    found, unknown = _found(session, names)
+    found, unknown = _found(session, names, at)
     if found:
         data = found[0] if names == (found[0]["name"],) else found
-        others = {} if session.json else _neighbours(session, found)
-        session.show(data, lambda: _blocks(session.screen, found, others, now()))
+        others = {} if session.json else _neighbours(session, found, at)
+        then = found[0].get("moment")
+        session.show(
+            data, lambda: _dated(then, _blocks(session.screen, found, others, _seen(then)))
+        )
     for error in unknown:
         session.complain(error)
     if unknown:
@@ -122,14 +156,17 @@ def status(session: Session, names: tuple[str, ...]) -> int:
     return exits.WELL if all(r["status"] == "Running" for r in found) else exits.NOT_RUNNING
 
 
-def _found(session: Session, names: Sequence[str]) -> tuple[list[Record], list[RegistryError]]:
+def _found(
+    session: Session, names: Sequence[str], at: str | None
+) -> tuple[list[Record], list[RegistryError]]:
     """What the registry knows of the services named, and its complaints about those it does not know."""
     found: dict[str, Record] = {}
     unknown = []
-    with session.client() as client:
+    with session.client(DEFAULT_TIMEOUT_S if at is None else PAST_TIMEOUT_S) as client:
         for word in dict.fromkeys(names):
             try:
-                found |= {record["name"]: record for record in _meant(client, word)}
+                records = _meant(client, word) if at is None else _meant_then(client, word, at)
+                found |= {record["name"]: record for record in records}
             except RegistryError as error:
                 if error.code != "unknown_service":
                     raise
@@ -153,6 +190,12 @@ def _meant(client: Client, word: str) -> list[Record]:
     return [client.call("status", service=record["name"]) for record in several]
 
 
+def _meant_then(client: Client, word: str, at: str) -> list[Record]:
+    """The services that one word meant at a time."""
+    several = client.call("list_services", service=word, at=at)["services"]
+    return [client.call("status", service=record["name"], at=at) for record in several]
+
+
 def _instances(client: Client, word: str, error: RegistryError) -> list[Record]:
     """The instances of a service, or the complaint that there is none."""
     several: list[Record] = client.call("list_services")
@@ -162,11 +205,11 @@ def _instances(client: Client, word: str, error: RegistryError) -> list[Record]:
     return found
 
 
-def _neighbours(session: Session, records: list[Record]) -> dict[str, Record]:
+def _neighbours(session: Session, records: list[Record], at: str | None) -> dict[str, Record]:
     """Every service, where one of `records` depends on another."""
     if not any((record.get("definition") or {}).get("depends_on") for record in records):
         return {}
-    return {each["name"]: each for each in session.call("list_services")}
+    return {each["name"]: each for each in _records(session, at)[0]}
 
 
 def _summary(screen: Screen, records: list[Record], at: datetime) -> Iterator[str]:

@@ -34,6 +34,9 @@ SELECTION = (
 COMPLETION_TIMEOUT_S = 1.0
 """How long a press of the tab key may wait for the registry."""
 
+PAST_TIMEOUT_S = 330.0
+"""How long an answer about the past may take: a little more than the registry itself gives it."""
+
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(ms|s|m|h|)")
 
@@ -54,6 +57,13 @@ class Session:
         """The data of one answer."""
         with self.client() as client:
             return client.call(action, **params)
+
+    def past(self, action: str, at: str | None, **params: Any) -> Any:
+        """The data of one answer as of then; where `at` is None as of now."""
+        if at is None:
+            return self.call(action, **params)
+        with self.client(PAST_TIMEOUT_S) as client:
+            return client.call(action, at=at, **params)
 
     def show(self, data: Any, lines: Callable[[], Iterable[str]]) -> None:
         """Print `data` as JSON where that was asked for, else `lines`."""
@@ -132,6 +142,17 @@ def _take_socket(context: click.Context, _option: click.Parameter, value: str | 
 def _take_json(context: click.Context, _option: click.Parameter, value: bool) -> None:
     session = context.ensure_object(Session)
     session.json = value or session.json
+
+
+def at(command: F) -> F:
+    """Let a command ask of the past by --at."""
+    option = click.option(
+        "--at",
+        "at",
+        metavar="TIME|seq:N",
+        help="As it was then: 03:14, '2 hours ago', 2026-01-02T03:04:05Z (UTC), or after event N.",
+    )
+    return option(command)
 
 
 def names(command: F) -> F:

@@ -208,6 +208,14 @@ def time_of(rfc3339: str | None) -> str:
     return moment(rfc3339).strftime("%Y-%m-%d %H:%M:%SZ") if rfc3339 else NONE
 
 
+def as_of(then: Record) -> str:
+    """When an answer about the past is of."""
+    if not then["seq"]:
+        return "before the first event"
+    idle = "" if then["supervised"] else ", no registry was running"
+    return f"as of {time_of(then['asked'])}, after event {then['seq']}{idle}"
+
+
 def age(rfc3339: str | None, now: datetime) -> str:
     """How long ago, in its two largest units: 5s, 2m 5s, 3d 4h."""
     if not rfc3339:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -16,14 +16,11 @@ from registry.journal.read import (
     Connection,
     Selection,
     Verdict,
-    at_of,
-    fold,
     last_seq,
-    last_seq_at,
     pages,
     service_names,
 )
-from registry.questions.moments import Moment
+from registry.past.answers import Then
 from registry.questions.records import ServiceRecord, event_record, rfc3339, service_record
 from registry.questions.timeline import line
 
@@ -94,48 +91,26 @@ def events_json(journal: Connection, selection: Selection) -> Iterator[str]:
 # --- the services at a moment ---------------------------------------------------------------------
 
 
-class Then(NamedTuple):
-    """The services as event `seq`, which happened at `at_ns` (UTC), left them; `seq` 0 is before the first."""
-
-    seq: int
-    at_ns: int
-    supervised: bool
-    services: list[ServiceRecord]
+def services_of(state: Then, services: Sequence[str]) -> list[ServiceRecord]:
+    """The services as they were, of `services` where named."""
+    chosen = [s for s in state.projection.in_order() if not services or s.name in services]
+    return [service_record(service, state.projection.services) for service in chosen]
 
 
-def then(journal: Connection, at: Moment | int, services: Sequence[str]) -> Then:
-    """The services at a moment, or after the event of a number. JournalError where that is not there."""
-    last = seq_of(journal, at)
-    projection = fold(journal, last)
-    chosen = [s for s in projection.in_order() if not services or s.name in services]
-    found = [service_record(service, projection.services) for service in chosen]
-    at_ns = at_of(journal, projection.seq)
-    return Then(projection.seq, at_ns, not projection.orderly, found)
-
-
-def seq_of(journal: Connection, at: Moment | int) -> int:
-    """The number of the last event that had happened then. JournalError where it is not there."""
-    if isinstance(at, Moment):
-        return last_seq_at(journal, at.last_ns)
-    if at > (last := last_seq(journal)):
-        raise JournalError(f"it has no event {at}: its last is event {last}")
-    return at
-
-
-def services_json(state: Then) -> str:
+def services_json(state: Then, services: Sequence[str]) -> str:
     """The services as an array of JSON."""
-    return _encode(state.services).decode()
+    return _encode(services_of(state, services)).decode()
 
 
-def services_text(state: Then) -> Iterator[str]:
+def services_text(state: Then, services: Sequence[str]) -> Iterator[str]:
     """The services as a table, under a line that says when."""
     if not state.seq:
         yield "before the first event"
         return
-    idle = "" if state.supervised else ", no registry running"
+    idle = ", no registry running" if state.projection.orderly else ""
     yield f"after event {state.seq}, {rfc3339(state.at_ns)}{idle}"
-    if state.services:
-        yield from _table([msgspec.structs.asdict(service) for service in state.services])
+    if found := services_of(state, services):
+        yield from _table([msgspec.structs.asdict(service) for service in found])
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -28,7 +28,10 @@ from registry.journal.read import (
     service_names,
     verify,
 )
-from registry.questions.moments import EXAMPLES, Moment, moment
+from registry.past.answers import Then, seq_of, then
+from registry.questions import moments
+from registry.questions.moments import AT_EXAMPLES, EXAMPLES, At, Moment, moment
+from registry.questions.refusal import Refusal
 
 from . import answers, logs, past
 
@@ -65,22 +68,18 @@ def _time(_ctx: click.Context, _param: click.Parameter, text: str | None) -> Mom
     return found
 
 
-def _time_or_seq(
-    ctx: click.Context, param: click.Parameter, text: str | None
-) -> Moment | int | None:
-    if match := re.fullmatch(r"seq:(\d{1,18})", text or ""):
-        return int(match[1])
-    try:
-        return _time(ctx, param, text)
-    except click.BadParameter as error:
-        raise click.BadParameter(f"{error.message}, seq:57") from None
+def _time_or_seq(_ctx: click.Context, _param: click.Parameter, text: str | None) -> At | None:
+    found = moments.at(text, time.time_ns()) if text is not None else None
+    if text is not None and found is None:
+        raise click.BadParameter(f"{text!r} is not a time; write for example {AT_EXAMPLES}")
+    return found
 
 
 def _two_moments(
     ctx: click.Context, param: click.Parameter, texts: tuple[str, str] | None
-) -> tuple[Moment | int, ...]:
-    moments = (_time_or_seq(ctx, param, text) for text in texts or ())
-    return tuple(moment for moment in moments if moment is not None)
+) -> tuple[At, ...]:
+    found = (_time_or_seq(ctx, param, text) for text in texts or ())
+    return tuple(moment for moment in found if moment is not None)
 
 
 def _hash(_ctx: click.Context, _param: click.Parameter, text: str | None) -> str | None:
@@ -158,7 +157,7 @@ def replay(
     ctx: click.Context,
     *,
     path: Path,
-    at: Moment | int | None,
+    at: At | None,
     words: tuple[str, ...],
     since: Moment | None,
     until: Moment | None,
@@ -192,22 +191,22 @@ def replay(
                     )
                 )
             if of_boot:
-                seq = answers.seq_of(journal, at) if at is not None else None
+                seq = seq_of(journal, at) if at is not None else None
                 return _print_lines(past.started(journal, services, seq, as_json=as_json))
             if wants_report:
                 return _print_lines(
                     past.reported(journal, services, since=since, until=until, as_json=as_json)
                 )
             if diff:
-                moments = [answers.seq_of(journal, each) for each in diff]
-                return _print_lines(past.changed(journal, services, *moments, as_json=as_json))
+                seqs = [seq_of(journal, each) for each in diff]
+                return _print_lines(past.changed(journal, services, *seqs, as_json=as_json))
             if at is not None:
-                return _print_services(answers.then(journal, at, services), as_json=as_json)
+                return _print_services(then(journal, at), services, as_json=as_json)
             selection = _selection(services, since, until)
             if folders:
                 return _print_with_logs(journal, selection, folders, as_json=as_json)
             return _print_events(journal, selection, as_json=as_json)
-    except JournalError as error:
+    except (JournalError, Refusal) as error:
         raise click.ClickException(f"{path}: {error}") from None
     except logs.LogsError as error:
         raise click.ClickException(str(error)) from None
@@ -296,8 +295,12 @@ def _print_lines(lines: Iterator[str]) -> int:
     return 0
 
 
-def _print_services(state: answers.Then, *, as_json: bool) -> int:
-    lines = [answers.services_json(state)] if as_json else answers.services_text(state)
+def _print_services(state: Then, services: tuple[str, ...], *, as_json: bool) -> int:
+    lines = (
+        [answers.services_json(state, services)]
+        if as_json
+        else answers.services_text(state, services)
+    )
     click.echo("\n".join(lines))
     return 0
 

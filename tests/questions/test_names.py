@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from registry.api.actions import ApiError
-from registry.api.names import select
 from registry.core.definition import Definition
 from registry.core.projection import Projection
+from registry.questions.names import select
+from registry.questions.refusal import Refusal
 
 
 @pytest.fixture
@@ -44,6 +44,6 @@ def test_words_mean_each_service_once(projection, given, means):
     ],
 )
 def test_what_would_take_the_loop_s_time_is_refused(projection, given, sentence):
-    with pytest.raises(ApiError) as refused:
+    with pytest.raises(Refusal) as refused:
         select(given, projection)
     assert refused.value.message == sentence
