@@ -36,6 +36,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_SERVICE = "unknown_service"
     UNKNOWN_CHECK = "unknown_check"
     NO_LOGS = "no_logs"
+    OUT_OF_RANGE = "out_of_range"
     NO_RUN = "no_run"
     NOT_RUNNING = "service_not_running"
     NO_RELOAD = "no_reload"
@@ -163,17 +164,19 @@ class LogsParams(Params, frozen=True):
 
 class EventsParams(Params, frozen=True):
     """Events with a sequence number above `since`, oldest first, of what `service` means (as in `start`) and of
-    one `type`, where named.
+    one `type` or several, where named.
 
-    Without `follow` at most `limit`; a negative `since` counts back from the end. With `follow` a stream
-    of pages without an end.
+    Without `follow` at most `limit`; a negative `since` counts back from the end, 0 is from the first event there
+    is. With `follow` a stream of pages without an end. With `seen` a page is an object that also says up to which
+    event all were looked at: from there who reads on misses nothing.
     """
 
     since: int = 0
-    service: str | None = None
-    type: str | None = None
+    service: str | list[str] | None = None
+    type: str | list[str] | None = None
     limit: int = 1000
     follow: bool = False
+    seen: bool = False
 
 
 class HeartbeatParams(Params, frozen=True):
@@ -348,8 +351,8 @@ ACTIONS: dict[str, Action] = {
             EventsParams,
             Role.OBSERVE,
             "The journal from a sequence number.",
-            "[event]; with follow a stream of such pages that misses nothing",
-            (ErrorCode.UNKNOWN_SERVICE,),
+            '[event], with seen {"seen","events"}; with follow a stream of such pages that misses nothing',
+            (ErrorCode.UNKNOWN_SERVICE, ErrorCode.OUT_OF_RANGE),
         ),
         Action(
             "heartbeat",

@@ -6,7 +6,14 @@ import asyncio
 import os
 import platform
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Sequence,
+)
 from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
@@ -68,19 +75,25 @@ from registry.registry import Registry
 
 PAGE = 1000
 LINES, LINES_MAX = 50, 100_000
+SEEN_EVERY_S = 1.0
+"""How often who follows some events only is told how far all were looked at, while others happen."""
 _NAMED_MAX = 8
 _encode = msgspec.json.Encoder().encode
+EventsPage = list[EventRecord] | dict[str, Any]
+"""Events; with `seen` an object of these and the number up to which all were looked at."""
 
 
 class EventSource(Protocol):
-    """What the handlers need of the journal."""
+    """What the handlers need of the journal: what is written of it, up to event `seq`."""
+
+    seq: int
 
     async def read(
         self,
         *,
         since: int = 0,
         service: str | None = None,
-        type: str | None = None,
+        type: str | Sequence[str] | None = None,
         limit: int = PAGE,
     ) -> list[Record]:
         """Records above `since`; the last of them where it is negative."""
@@ -225,24 +238,34 @@ class Handlers:
 
     async def _events(
         self, params: EventsParams, _peer: Peer
-    ) -> list[EventRecord] | AsyncIterator[list[EventRecord]]:
-        if params.type is not None and params.type not in TYPES:
-            message = f"type: there is no type '{params.type[:64]}'{suggestion(params.type, TYPES)}"
-            raise ApiError(ErrorCode.INVALID_PARAMS, message)
+    ) -> EventsPage | AsyncIterator[EventsPage]:
+        _refuse_strange_types(params.type)
         names = await self._whose(params.service)
+        await self._refuse_gone(params.since)
         if params.follow:
             return self._follow(params, names)
-        limit = min(max(params.limit, 0), PAGE)
-        return [event_record(record) for record in await self._read(params, names, limit)]
+        limit, last = min(max(params.limit, 0), PAGE), self._journal.seq
+        page = [event_record(record) for record in await self._read(params, names, limit)]
+        is_cut = params.since >= 0 and len(page) == limit
+        return _events_page(
+            params, page, (page[-1].seq if page else params.since) if is_cut else last
+        )
 
-    async def _whose(self, word: str | None) -> set[str] | None:
+    async def _refuse_gone(self, since: int) -> None:
+        """Whoever has seen event `since` must not miss the one that followed it."""
+        following = await self._journal.read(since=since, limit=1) if since > 0 else []
+        if following and following[0].seq != since + 1:
+            raise _gone(since, following[0].seq, self._journal.seq)
+
+    async def _whose(self, given: str | list[str] | None) -> set[str] | None:
         """The services whose events are asked for, None for all; one that is gone may be named, too."""
-        if word in (None, ALL):
+        if given is None or ALL in ([given] if isinstance(given, str) else given):
             return None
-        names = self._names(word)
-        unheard = names == [word] and word not in self._registry.committed.services
-        if unheard and not await self._journal.read(service=word, limit=1):
-            raise unknown(word, self._registry.committed)
+        names = self._names(given)
+        for name in names:
+            unheard = name not in self._registry.committed.services
+            if unheard and not await self._journal.read(service=name, limit=1):
+                raise unknown(name, self._registry.committed)
         return set(names)
 
     async def _read(self, params: EventsParams, names: set[str] | None, limit: int) -> list[Record]:
@@ -263,49 +286,64 @@ class Handlers:
 
     async def _follow(
         self, params: EventsParams, names: set[str] | None
-    ) -> AsyncIterator[list[EventRecord]]:
-        """Pages without an end; the first one at once, even when it is empty."""
+    ) -> AsyncIterator[EventsPage]:
+        """Pages without an end; the first one at once, even when it is empty.
+
+        Only what is written is told: what is held may be lost with us, and its number be another event's.
+        """
         seq, page = params.since, []
         if seq < 0:
-            seq = self._registry.committed.seq
+            seq = self._journal.seq
             newest = await self._read(params, names, PAGE)
             page = [event_record(record) for record in newest if record.seq <= seq]
+        elif seq > self._journal.seq:
+            raise _not_yet(seq, self._journal.seq)
         else:
             seq, page = await self._page_after(seq, params, names)
-        yield page
+        yield _events_page(params, page, seq)
+        told_s = time.monotonic()
         while True:
             if seq >= self._registry.committed.seq:
                 await self._registry.next_commit()
             names = self._and_new_ones(params.service, names)
             before = seq
             seq, page = await self._page_after(seq, params, names)
-            if page:
-                yield page
-            elif (
-                seq == before
-            ):  # what is committed is only held: it is neither remembered nor written yet
+            is_due = params.seen and seq > before and time.monotonic() - told_s >= SEEN_EVERY_S
+            if page or is_due:
+                yield _events_page(params, page, seq)
+                told_s = time.monotonic()
+            elif seq == before:  # what is committed is only held
                 await asyncio.sleep(RETRY_S)
 
-    def _and_new_ones(self, word: str | None, names: set[str] | None) -> set[str] | None:
+    def _and_new_ones(
+        self, given: str | list[str] | None, names: set[str] | None
+    ) -> set[str] | None:
         """An instance, or one with the tag, may have been declared since."""
-        if word is None or names is None:
+        if given is None or names is None:
             return None
-        with suppress(ApiError):  # none fits any more
-            names = names.union(self._names(word))
+        for word in [given] if isinstance(given, str) else given:
+            with suppress(ApiError):  # none fits any more
+                names = names.union(self._names(word))
         return names
 
     async def _page_after(
         self, seq: int, params: EventsParams, names: set[str] | None
     ) -> tuple[int, list[EventRecord]]:
-        records = self._registry.recent_since(seq)
-        if records is None:
-            records = await self._journal.read(since=seq)
+        found = self._registry.recent_since(seq)
+        if found is None:
+            found = await self._journal.read(since=seq)
+        last = min(self._journal.seq, self._registry.committed.seq)
+        records = [record for record in found[:PAGE] if record.seq <= last]
+        if seq and records and records[0].seq != seq + 1:  # removed while we were on our way there
+            raise _gone(seq, records[0].seq, last)
+        types = [params.type] if isinstance(params.type, str) else params.type
         page = [
             event_record(record)
-            for record in records[:PAGE]
-            if (names is None or record.service in names) and params.type in (None, record.type)
+            for record in records
+            if (names is None or record.service in names)
+            and (types is None or record.type in types)
         ]
-        return (records[:PAGE][-1].seq if records else seq), page
+        return (records[-1].seq if records else seq), page
 
     async def _logs(
         self, params: LogsParams, _peer: Peer
@@ -511,6 +549,37 @@ class Handlers:
 
     def _service(self, name: str) -> Service:
         return find(name, self._registry.committed)
+
+
+def _refuse_strange_types(given: str | list[str] | None) -> None:
+    types = [given] if isinstance(given, str) else given
+    if types is not None and not 1 <= len(types) <= len(TYPES):
+        raise ApiError(
+            ErrorCode.INVALID_PARAMS, "type: name one type of events, or several, each once"
+        )
+    for strange in (each for each in types or () if each not in TYPES):
+        message = f"type: there is no type '{strange[:64]}'{suggestion(strange, TYPES)}"
+        raise ApiError(ErrorCode.INVALID_PARAMS, message)
+
+
+def _events_page(params: EventsParams, page: list[EventRecord], seen: int) -> EventsPage:
+    return {"seen": seen, "events": page} if params.seen else page
+
+
+def _gone(since: int, first: int, last: int) -> ApiError:
+    message = (
+        f"since: event {since + 1} is no longer in the journal, which begins with event {first};"
+        f" since {first - 1} is all that there is"
+    )
+    return ApiError(ErrorCode.OUT_OF_RANGE, message, {"first": first, "last": last})
+
+
+def _not_yet(since: int, last: int) -> ApiError:
+    message = (
+        f"since: there was no event {since} yet, the last is event {last};"
+        " was it seen in another journal, or in a later copy of this one?"
+    )
+    return ApiError(ErrorCode.OUT_OF_RANGE, message, {"first": None, "last": last})
 
 
 async def _plain_pages(pages: AsyncGenerator[list[LogLine], None]) -> AsyncIterator[list[str]]:

@@ -49,6 +49,7 @@ RPC_CODES: dict[ErrorCode, int] = {
     ErrorCode.NO_CHECKS: -32016,
     ErrorCode.INVALID_CONFIG: -32017,
     ErrorCode.JOURNAL_UNREADABLE: -32018,
+    ErrorCode.OUT_OF_RANGE: -32019,
 }
 """The number of each error in JSON-RPC form; its name is in `error.data.code`."""
 

@@ -135,15 +135,17 @@ class Journal:
         *,
         since: int = 0,
         service: str | None = None,
-        type: str | None = None,
+        type: str | Sequence[str] | None = None,
         limit: int = 1000,
     ) -> list[Record]:
         """Records above `since`, oldest first; the last `-since` of them where it is negative."""
-        conditions, values = ["seq > ?"], [max(since, 0)]
-        for column, value in (("service", service), ("type", type)):
-            if value is not None:
-                conditions.append(f"{column} = ?")
-                values.append(value)  # type: ignore[arg-type]
+        conditions: list[str] = ["seq > ?"]
+        values: list[int | str] = [max(since, 0)]
+        for column, wanted in (("service", service), ("type", type)):
+            if wanted is not None:
+                some = [wanted] if isinstance(wanted, str) else wanted
+                conditions.append(f"{column} IN ({', '.join('?' * len(some))})")
+                values += some
         newest = since < 0
         rows = await self._ask(
             f"{SELECT} WHERE {' AND '.join(conditions)} ORDER BY seq {'DESC' if newest else 'ASC'} LIMIT ?",

@@ -6,8 +6,10 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from registry.api import handlers
-from registry.api.actions import EventsParams
+from registry.api.actions import ApiError, EventsParams
 from registry.core import events as ev
 
 
@@ -16,6 +18,8 @@ class Held:
 
     def __init__(self) -> None:
         self.committed = SimpleNamespace(seq=5010, services={})
+        self.seq = 10
+        self.first = 11
         self.reads = 0
         self.is_written = False
 
@@ -29,20 +33,56 @@ class Held:
         self.reads += 1
         if not self.is_written:
             return []
-        started = ev.RegistryStopped(kept=False)
-        return [ev.Record(since + 1, 0, 0, since + 1, None, None, None, None, started)]
+        seq = max(since + 1, self.first)
+        event = ev.RegistryStopped(kept=False)
+        return [ev.Record(seq, 0, 0, seq, None, None, None, None, event)]
+
+    def write(self) -> None:
+        self.is_written, self.seq = True, self.seq + 10
+
+
+def asked(held: Any, **params: Any) -> Any:
+    """What a follower of this registry is told."""
+    answers = handlers.Handlers.__new__(handlers.Handlers)
+    answers._registry = answers._journal = held
+    return answers._follow(EventsParams(follow=True, **params), None)
 
 
 async def test_a_follower_does_not_ask_over_and_over_for_what_is_only_held(monkeypatch):
     monkeypatch.setattr(handlers, "RETRY_S", 0.05)
     held: Any = Held()
-    answers = handlers.Handlers.__new__(handlers.Handlers)
-    answers._registry = answers._journal = held
-    pages: Any = answers._follow(EventsParams(since=10, follow=True), None)
+    pages = asked(held, since=10)
     assert await anext(pages) == []
     following = asyncio.ensure_future(anext(pages))
     await asyncio.wait([following], timeout=0.2)
     assert 1 < held.reads < 10
-    held.is_written = True
+    held.write()
     assert [event.seq for event in await following] == [11]
+    await pages.aclose()
+
+
+async def test_what_is_removed_while_a_follower_is_on_its_way_there_is_told_not_skipped():
+    held: Any = Held()
+    pages = asked(held, since=10)
+    assert await anext(pages) == []
+    held.first = 15
+    held.write()
+    with pytest.raises(ApiError) as refused:
+        await anext(pages)
+    assert refused.value.code == "out_of_range"
+    assert refused.value.data == {"first": 15, "last": 20}
+    assert refused.value.message == (
+        "since: event 11 is no longer in the journal, which begins with event 15;"
+        " since 14 is all that there is"
+    )
+    await pages.aclose()
+
+
+async def test_a_follower_of_some_events_only_is_told_how_far_all_were_looked_at(monkeypatch):
+    monkeypatch.setattr(handlers, "SEEN_EVERY_S", 0.0)
+    held: Any = Held()
+    held.write()
+    pages = asked(held, since=10, type=["exited"], seen=True)
+    assert await anext(pages) == {"seen": 11, "events": []}
+    assert await anext(pages) == {"seen": 12, "events": []}
     await pages.aclose()

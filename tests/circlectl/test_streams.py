@@ -210,10 +210,15 @@ def test_events_are_the_last_ones_or_those_after_a_number(
 
 def test_events_since_a_time_are_those_after_the_last_one_before_it(fake, circlectl, event) -> None:
     early, late = "2026-01-02T03:04:05.999999Z", "2026-01-02T03:04:06.000000Z"
-    fake.answers["events"] = [[event(4, at=late)], [event(2, at=early)], [event(3, at=late)]]
+    fake.answers["events"] = [
+        [event(1, at=early)],
+        [event(4, at=late)],
+        [event(2, at=early)],
+        [event(3, at=late)],
+    ]
     circlectl("events", "--since", "2026-01-02T03:04:06Z")
     asked = [(request["since"], request["limit"]) for request in fake.requests]
-    assert asked == [(-1, 1), (1, 1), (2, 1), (2, 1000)]
+    assert asked == [(0, 1), (-1, 1), (1, 1), (2, 1), (2, 1000)]
 
 
 def test_events_since_what_is_neither_number_nor_time_are_refused(circlectl) -> None:
@@ -241,35 +246,63 @@ def test_a_full_page_says_where_to_go_on(fake, circlectl, event) -> None:
     assert ended.err == "circlectl: there may be more: --since 102\n"
 
 
-def test_followed_events_go_on_after_the_last_that_was_shown(
+def looked(number: int, *events: dict) -> dict:
+    """A page of those events, from a registry that has looked at all up to a number."""
+    return {"seen": number, "events": list(events)}
+
+
+def test_several_services_and_types_are_asked_for_at_once(fake, circlectl, stream) -> None:
+    fake.answers["events"] = [[]]
+    circlectl("events", "--service", "web", "-s", "tag:db", "--type", "exited", "--type", "lost")
+    assert fake.requests == [
+        {
+            "action": "events",
+            "since": -20,
+            "limit": 20,
+            "service": ["web", "tag:db"],
+            "type": ["exited", "lost"],
+        }
+    ]
+
+
+def test_what_is_no_longer_there_ends_a_followed_stream_with_the_sentence_of_the_registry(
+    fake, circlectl, refusal
+) -> None:
+    fake.answers["events"] = [refusal("out_of_range", "since: event 6 is no longer in the journal")]
+    ended = circlectl("events", "-f", "--since", "5")
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.err == "circlectl: since: event 6 is no longer in the journal\n"
+
+
+def test_followed_events_go_on_after_the_last_that_was_looked_at(
     fake, circlectl, stream, event, refusal
 ) -> None:
     fake.answers["events"] = [
         [event(9)],
         [event(7)],
-        stream([[], [event(10)], [event(12)]]),
+        stream([looked(9), looked(10, event(10)), looked(12, event(12)), looked(20)]),
         refusal("shutting_down", "the registry is shutting down"),
-        stream([[event(13)]]),
+        stream([looked(23, event(23))]),
         refusal("unknown_service", "there is no service 'web'"),
     ]
     ended = circlectl("events", "-f", "--service", "web", "--json")
-    assert [json.loads(line)["seq"] for line in ended.out.splitlines()] == [7, 10, 12, 13]
-    assert [request["since"] for request in fake.requests] == [-1, -20, 9, 12, 12, 13]
+    assert [json.loads(line)["seq"] for line in ended.out.splitlines()] == [7, 10, 12, 23]
+    assert [request["since"] for request in fake.requests] == [-1, -20, 9, 20, 20, 23]
     assert all(request["service"] == "web" for request in fake.requests[1:])
-    assert "going on after event 12" in ended.err
+    assert "going on after event 20" in ended.err
     assert "the registry is back" in ended.err
     assert ended.status == 4
 
 
 def test_followed_events_outlive_the_registry(listen, spawn, stream, event) -> None:
     first = listen()
-    first.answers["events"] = [stream([[event(1)]], stays=False)]
+    first.answers["events"] = [stream([looked(1, event(1))], stays=False)]
     following = spawn("events", "-f", "--since", "0", "--json")
     assert json.loads(following.stdout.readline())["seq"] == 1
     assert "going on after event 1" in following.stderr.readline()
     first.close()
     second = listen()
-    second.answers["events"] = [stream([[event(2)]], stays=True)]
+    second.answers["events"] = [stream([looked(2, event(2))], stays=True)]
     assert json.loads(following.stdout.readline())["seq"] == 2
     assert second.requests[0]["since"] == 1
     following.send_signal(signal.SIGINT)

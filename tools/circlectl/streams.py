@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -54,6 +54,8 @@ _REMEMBERED = 100
 """Lines of each service that are compared for it."""
 
 _FILES = "the files are there without it, by default in var/log"
+Page = TypeVar("Page")
+
 _PASSING = ("not_running", "disconnected", "shutting_down", "journal_unavailable")
 
 
@@ -254,11 +256,20 @@ def _stamped(page: list[Record], one: str | None, *, times: bool) -> Iterator[st
 )
 @click.option(
     "--service",
+    "-s",
+    "whose",
+    multiple=True,
     metavar="NAME",
     shell_complete=complete_names,
-    help="Only those of NAME: a service, or several.",
+    help="Only those of NAME: a service, or several; repeatable.",
 )
-@click.option("--type", "kind", metavar="TYPE", help="Only those of one type, such as exited.")
+@click.option(
+    "--type",
+    "kinds",
+    multiple=True,
+    metavar="TYPE",
+    help="Only those of a type, such as exited; repeatable.",
+)
 @click.option(
     "-n",
     "--lines",
@@ -273,8 +284,8 @@ def events(
     session: Session,
     follow: bool,
     after: int | Moment | None,
-    service: str | None,
-    kind: str | None,
+    whose: tuple[str, ...],
+    kinds: tuple[str, ...],
     limit: int | None,
 ) -> int:
     """Show what happened, oldest first.
@@ -286,10 +297,15 @@ def events(
     Examples:
       circlectl events -f
       circlectl events --since "10m ago"
-      circlectl events --service web --type exited -n 5
+      circlectl events --service web --type exited --type lost -n 5
+      circlectl events -f --service tag:front
       circlectl events --since 1200 --json
     """
-    chosen = {key: value for key, value in (("service", service), ("type", kind)) if value}
+    chosen: dict[str, Any] = {
+        key: list(words) if len(words) > 1 else words[0]
+        for key, words in (("service", whose), ("type", kinds))
+        if words
+    }
     since = _last_before(session, after) if isinstance(after, Moment) else after
     if not follow:
         return _events(session, since, limit, chosen)
@@ -301,7 +317,7 @@ def events(
     return exits.WELL
 
 
-def _events(session: Session, since: int | None, limit: int | None, chosen: dict[str, str]) -> int:
+def _events(session: Session, since: int | None, limit: int | None, chosen: dict[str, Any]) -> int:
     if since is None:
         limit = limit or EVENTS_SHOWN
         since = -limit
@@ -314,12 +330,14 @@ def _events(session: Session, since: int | None, limit: int | None, chosen: dict
 
 
 def _last_before(session: Session, moment_: Moment) -> int:
-    """The number of the last event before a time; 0 where there is none. Events are in the order of time."""
+    """The number of the last event before a time, or the one below the first there is. Events are in order of time."""
     at = datetime.fromtimestamp(moment_.first_ns // 10**9, UTC)
     at = at.replace(microsecond=moment_.first_ns % 10**9 // 1000)
     with session.client() as client:
+        oldest = client.call("events", since=0, limit=1)
         newest = client.call("events", since=-1, limit=1)
-        before, beyond = 0, newest[-1]["seq"] + 1 if newest else 1
+        before = oldest[0]["seq"] - 1 if oldest else 0
+        beyond = newest[-1]["seq"] + 1 if newest else 1
         while beyond - before > 1:
             middle = (before + beyond) // 2
             found = client.call("events", since=middle - 1, limit=1)
@@ -330,7 +348,7 @@ def _last_before(session: Session, moment_: Moment) -> int:
     return before
 
 
-def _show_latest(session: Session, limit: int, chosen: dict[str, str]) -> int:
+def _show_latest(session: Session, limit: int, chosen: dict[str, Any]) -> int:
     """Show the last events; the number to follow from."""
     with session.client() as client:
         newest = client.call("events", since=-1, limit=1)
@@ -340,24 +358,23 @@ def _show_latest(session: Session, limit: int, chosen: dict[str, str]) -> int:
     return seq
 
 
-def _follow_events(session: Session, since: int, chosen: dict[str, str]) -> None:
+def _follow_events(session: Session, since: int, chosen: dict[str, Any]) -> None:
     """Show events after `since` without an end, of one registry after the other."""
     client = session.client()
 
-    def stream() -> Iterator[list[Record]]:
-        yield from client.stream("events", since=since, follow=True, **chosen)
+    def stream() -> Iterator[Record]:
+        yield from client.stream("events", since=since, follow=True, seen=True, **chosen)
 
     def going_on() -> str:
         return f"going on after event {since} when it is back"
 
     for page in _unbroken(stream, going_on):
-        _show_page(session, page, _event_lines(session.screen, page))
-        since = page[-1]["seq"] if page else since
+        events = page["events"]
+        _show_page(session, events, _event_lines(session.screen, events))
+        since = page["seen"]
 
 
-def _unbroken(
-    stream: Callable[[], Iterator[list[Record]]], going_on: Callable[[], str]
-) -> Iterator[list[Record]]:
+def _unbroken(stream: Callable[[], Iterator[Page]], going_on: Callable[[], str]) -> Iterator[Page]:
     """The pages of one stream after the other; an error where the first has none."""
     pause_s = 0.0
     is_begun = False
