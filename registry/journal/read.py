@@ -304,6 +304,12 @@ def last_seq(connection: Connection) -> int:
     return _number(_ask(connection, "SELECT max(seq) FROM events"))
 
 
+def first_seq_at(connection: Connection, at_ns: int) -> int:
+    """The number of the first event in sequence that is not earlier than `at_ns` (UTC); 0 where none is."""
+    question = "SELECT seq FROM events WHERE at_ns >= ? ORDER BY seq LIMIT 1"
+    return _number(_ask(connection, question, (at_ns,)))
+
+
 def last_seq_at(connection: Connection, at_ns: int) -> int:
     """The number of the last event in sequence that is not later than `at_ns` (UTC); 0 where none is."""
     question = "SELECT seq FROM events WHERE at_ns <= ? ORDER BY seq DESC LIMIT 1"

@@ -64,8 +64,8 @@ class EventRecord(msgspec.Struct, frozen=True):
 def rfc3339(at_ns: int) -> str:
     """A time in UTC to the microsecond, as in 2026-01-02T03:04:05.678901Z; one beyond the calendar is its last."""
     seconds, rest_ns = divmod(min(max(at_ns, _FIRST_NS), _LAST_NS), _NS)
-    moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest_ns // 1000)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest_ns // 1000, tzinfo=None)
+    return f"{moment.isoformat(timespec='microseconds')}Z"
 
 
 def health(service: Service) -> str | None:
