@@ -33,7 +33,7 @@ from registry.questions import moments
 from registry.questions.moments import AT_EXAMPLES, EXAMPLES, At, Moment, moment
 from registry.questions.refusal import Refusal
 
-from . import answers, logs, past
+from . import answers, logs, past, pictures
 
 _INTERRUPTED = 128 + signal.SIGINT
 
@@ -151,6 +151,18 @@ def _hash(_ctx: click.Context, _param: click.Parameter, text: str | None) -> str
     metavar="HASH",
     help="With --verify: the hash of an event, noted earlier; shows a cut tail or a rewrite.",
 )
+@click.option(
+    "--html",
+    "html_file",
+    metavar="FILE",
+    help="Write a report to be opened in a browser; - is stdout.",
+)
+@click.option(
+    "--svg",
+    "svg_file",
+    metavar="FILE",
+    help="Write a picture of the services' states; - is stdout.",
+)
 @click.version_option(registry.__version__, message="circle-replay %(version)s")
 @click.pass_context
 def replay(
@@ -170,6 +182,8 @@ def replay(
     as_json: bool,
     wants_verdict: bool,
     head: str | None,
+    html_file: str | None,
+    svg_file: str | None,
 ) -> int:
     """Choose the answer; _HELP says what there is."""
     _refuse_nonsense(ctx)
@@ -203,12 +217,15 @@ def replay(
             if at is not None:
                 return _print_services(then(journal, at), services, as_json=as_json)
             selection = _selection(services, since, until)
+            if html_file is not None or svg_file is not None:
+                files = pictures.Files(html_file, svg_file)
+                return _print_remarks(pictures.draw(journal, path, selection, folders, files))
             if folders:
                 return _print_with_logs(journal, selection, folders, as_json=as_json)
             return _print_events(journal, selection, as_json=as_json)
     except (JournalError, Refusal) as error:
         raise click.ClickException(f"{path}: {error}") from None
-    except logs.LogsError as error:
+    except (logs.LogsError, pictures.PictureError) as error:
         raise click.ClickException(str(error)) from None
 
 
@@ -232,6 +249,10 @@ _APART = {
         ("--since", "--until"),
         "it is one start; --at TIME chooses another than the latest",
     ),
+    **dict.fromkeys(
+        ("--html", "--svg"),
+        (("--verify", "--at", "--diff", "--history", "--report", "--json"), "it is a picture"),
+    ),
 }
 # What makes sense only with another option
 _NEEDS = {"--head": "--verify", "--boot": "--report", "-n": "--history"}
@@ -252,6 +273,8 @@ def _refuse_nonsense(ctx: click.Context) -> None:
             raise click.UsageError(f"{option} goes with {needed}: add it")
     if {"--report", "--at"} <= given and "--boot" not in given:
         raise click.UsageError("--report goes without --at: write --since and --until")
+    if {"--svg", "--logs"} <= given and "--html" not in given:
+        raise click.UsageError("--svg goes without --logs: a picture holds no lines; --html does")
 
 
 def _selection(services: tuple[str, ...], since: Moment | None, until: Moment | None) -> Selection:
@@ -274,15 +297,19 @@ def _print_with_logs(
     answer = logs.json if as_json else logs.text
     with logs.Logs(folders, selection.services or service_names(journal)) as opened:
         _print_pages(answer(journal, opened, selection))
-        for remark in opened.remarks():
-            click.echo(remark, err=True)
+        return _print_remarks(opened.remarks())
+
+
+def _print_remarks(remarks: Iterator[str]) -> int:
+    for remark in remarks:
+        click.echo(remark, err=True)
     return 0
 
 
 def _print_pages(pages: Iterator[str]) -> int:
     found = False
-    for page in pages:
-        click.echo(page)
+    for each in pages:
+        click.echo(each)
         found = True
     if not found:
         click.echo("no event is of that service and time", err=True)
