@@ -87,6 +87,13 @@ class StatusParams(Params, frozen=True):
     at: str | None = None
 
 
+class WhyParams(Params, frozen=True):
+    """One service, or "seq:57" for event 57. `at` as in `list_services`: why was it so then."""
+
+    service: str
+    at: str | None = None
+
+
 class CommandParams(Params, frozen=True):
     """One or more services: names, globs ("web@*"), "tag:TAG", or "all". A name declared with instances is all of them.
 
@@ -241,6 +248,15 @@ ACTIONS: dict[str, Action] = {
             Role.OBSERVE,
             "One service in detail; with `at` as it was then.",
             "service record with definition, checks, last_exit, last_words, events; with at also moment",
+            _PAST_ERRORS,
+        ),
+        Action(
+            "why",
+            WhyParams,
+            Role.OBSERVE,
+            "Why a service is as it is, or was, or why an event happened: the chain of causes.",
+            '{"subject","service","status","since","because":[{"seq","at","service","type","sentence"}],'
+            '"chain","meanwhile","said","next":{"sentence","at"}}',
             _PAST_ERRORS,
         ),
         Action(

@@ -38,6 +38,7 @@ from registry.api.actions import (
     ShutdownParams,
     StatusParams,
     VersionParams,
+    WhyParams,
 )
 from registry.api.commands import Commands, actor_of
 from registry.api.growth import Growth, LogLine, Source
@@ -56,8 +57,8 @@ from registry.host.health import Attempt
 from registry.journal import SQLITE_VERSION
 from registry.logs.read import Selection, tail
 from registry.logs.target import LogTarget
-from registry.past.answers import ListThen, StatusThen
-from registry.questions.moments import AT_EXAMPLES, EXAMPLES, At, Moment, at, moment
+from registry.past.answers import ListThen, StatusThen, WhyThen
+from registry.questions.moments import AT_EXAMPLES, EXAMPLES, SEQ, At, Moment, at, moment
 from registry.questions.plan import Plan
 from registry.questions.records import (
     EVENTS_LOOKED_AT,
@@ -158,6 +159,7 @@ class Handlers:
         return {
             "list_services": self._list_services,
             "status": self._status,
+            "why": self._why,
             **Commands(self._registry).table(),
             "show": self._show,
             "plan": self._plan,
@@ -195,6 +197,16 @@ class Handlers:
         events = await self._journal.read(since=-EVENTS_LOOKED_AT, service=service.name)
         services = self._registry.committed.services
         return service_detail(service, services, events, checks=checks, machine=machine)
+
+    async def _why(self, params: WhyParams, _peer: Peer) -> msgspec.Raw:
+        if not params.service.startswith(SEQ):
+            moment = _at(params.at) if params.at is not None else None
+            return await self._ask("why", WhyThen(moment, params.service))
+        seq = at(params.service, 0)
+        if params.at is not None or not isinstance(seq, int):
+            message = "service: an event is named as in seq:57, and goes without at"
+            raise ApiError(ErrorCode.INVALID_PARAMS, message)
+        return await self._ask("why", WhyThen(seq=seq))
 
     async def _ask(self, question: str, params: msgspec.Struct) -> msgspec.Raw:
         """What the journal answers, read by a process beside this one. Raises ApiError."""

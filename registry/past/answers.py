@@ -12,77 +12,24 @@ from typing import Any, NamedTuple
 import msgspec
 
 from registry.core.events import Record
-from registry.core.projection import Projection
 from registry.core.service import Service
 from registry.journal.errors import JournalError
-from registry.journal.read import (
-    Connection,
-    Selection,
-    at_of,
-    fold,
-    last_seq,
-    last_seq_at,
-    latest,
-)
+from registry.journal.read import Connection, Selection, latest
+from registry.past.then import then
+from registry.past.why import why, why_seq
 from registry.questions import names
-from registry.questions.moments import At, Moment
+from registry.questions.moments import At
 from registry.questions.records import (
     EVENTS_LOOKED_AT,
     NOT_JOURNALED,
     check_then,
-    rfc3339,
     service_detail,
     service_record,
 )
-from registry.questions.refusal import INVALID, UNKNOWN, UNREADABLE, Refusal
+from registry.questions.refusal import UNREADABLE, Refusal
+from registry.questions.why import Why
 
 _encode = msgspec.json.Encoder().encode
-
-
-class Then(NamedTuple):
-    """All services as event `seq`, which happened at `at_ns` (UTC), left them; `seq` 0 is before the first.
-
-    `asked_ns` is the time that was asked for, or that of the event whose number was; 0 where that is none.
-    """
-
-    seq: int
-    at_ns: int
-    asked_ns: int
-    projection: Projection
-
-    def told(self) -> dict[str, Any]:
-        """When that was, as every answer says it; `supervised` tells whether a registry was running."""
-        return {
-            "seq": self.seq,
-            "at": rfc3339(self.at_ns) if self.seq else None,
-            "asked": rfc3339(self.asked_ns) if self.asked_ns else None,
-            "supervised": not self.projection.orderly,
-        }
-
-    def find(self, name: str) -> Service:
-        """The service called `name`. Raises Refusal."""
-        if name in self.projection.services:
-            return self.projection.services[name]
-        refusal = names.unknown(name, self.projection)
-        when = f"after event {self.seq}, {rfc3339(self.at_ns)}" if self.seq else "before all events"
-        raise Refusal(UNKNOWN, f"{when}: {refusal.message}")
-
-
-def then(journal: Connection, at: At) -> Then:
-    """The services at a moment, or after the event of a number. Raises Refusal, JournalError."""
-    projection = fold(journal, seq_of(journal, at))
-    at_ns = at_of(journal, projection.seq)
-    asked_ns = at.last_ns if isinstance(at, Moment) else at_ns
-    return Then(projection.seq, at_ns, asked_ns, projection)
-
-
-def seq_of(journal: Connection, at: At) -> int:
-    """The number of the last event that had happened then; 0 where none had. Raises Refusal, JournalError."""
-    if isinstance(at, Moment):
-        return last_seq_at(journal, at.last_ns)
-    if at > (last := last_seq(journal)):
-        raise Refusal(INVALID, f"there is no event {at}: the last is event {last}")
-    return at
 
 
 # --- list, status ---------------------------------------------------------------------------------
@@ -127,6 +74,23 @@ def _status(journal: Connection, asked: StatusThen) -> dict[str, Any]:
     return {**told, "moment": state.told()}
 
 
+# --- why ------------------------------------------------------------------------------------------
+
+
+class WhyThen(msgspec.Struct, frozen=True):
+    """Why `service` was as it was, or why event number `seq` happened. `at` null is now."""
+
+    at: At | None = None
+    service: str | None = None
+    seq: int | None = None
+
+
+def _why(journal: Connection, asked: WhyThen) -> Why:
+    if asked.service is None:
+        return why_seq(journal, then(journal, asked.seq))
+    return why(journal, then(journal, asked.at), asked.service)
+
+
 # --- the table ------------------------------------------------------------------------------------
 
 
@@ -140,6 +104,7 @@ class Question(NamedTuple):
 QUESTIONS: dict[str, Question] = {
     "list": Question(ListThen, _list),
     "status": Question(StatusThen, _status),
+    "why": Question(WhyThen, _why),
 }
 
 

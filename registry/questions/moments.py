@@ -11,7 +11,9 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 _NS = 1_000_000_000
-_SEQ = re.compile(r"seq:(\d{1,18})")
+SEQ = "seq:"
+"""What stands before the number of an event."""
+_SEQ = re.compile(rf"{SEQ}(\d{{1,18}})")
 _INTEGER_MIN, _INTEGER_MAX = -(2**63), 2**63 - 1  # what a journal can hold
 
 _CLOCK = re.compile(

@@ -53,17 +53,19 @@ def said(event: EventRecord) -> str:
     """What happened, and who asked for it. A type that is not known is told by its name."""
     words = _WORDS.get(event.type)
     text = words(event, event.data) if words is not None else event.type.replace("_", " ")
-    return printable(text + _by(event.actor))
+    return printable(text + by(event.actor))
 
 
 def printable(text: str) -> str:
+    """`text` with everything that is not printable as a backslash escape."""
     """`text` with everything that is not printable as a backslash escape."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _by(actor: Actor | None) -> str:
+def by(actor: Actor | None) -> str:
+    """` by uid 0 (circlectl, pid 4711)`; nothing where nobody asked."""
     if actor is None:
         return ""
     known = (actor.program, f"pid {actor.pid}" if actor.pid is not None else None)

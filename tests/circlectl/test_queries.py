@@ -483,3 +483,52 @@ def test_what_was_no_service_then_is_told_as_now(fake, circlectl, refusal) -> No
     message = "after event 5, 2026-01-02T03:00:00Z: there is no service 'x', there are db, web"
     fake.answers["list_services"] = [refusal("unknown_service", message)]
     assert circlectl("status", "x", "--at", "seq:5") == (4, "", f"circlectl: {message}\n")
+
+
+# --- why ------------------------------------------------------------------------------------------
+
+WHY = {
+    "subject": "web is Failed since 2026-01-02 03:14:07Z",
+    "service": "web",
+    "status": "Failed",
+    "since": "2026-01-02T03:14:07.000001Z",
+    "because": [
+        {
+            "seq": 57,
+            "at": "2026-01-01T23:59:59.000001Z",
+            "service": "web",
+            "type": "exited",
+            "sentence": "it exited with code 3 (run 2)",
+        }
+    ],
+    "chain": [57],
+    "meanwhile": [],
+    "said": {"run": 2, "at": "2026-01-02T03:14:07Z", "lines": ["Traceback"], "dropped": 0},
+    "next": {"sentence": "nothing until circlectl start web", "at": None},
+}
+
+
+def test_why_is_a_chain_of_sentences(fake, circlectl) -> None:
+    fake.answers["why"] = [WHY]
+    assert circlectl("why", "web") == (
+        0,
+        "web is Failed since 2026-01-02 03:14:07Z\n"
+        "  because it exited with code 3 (run 2) (event 57, 2026-01-01 23:59:59Z)\n"
+        "said last, run 2:\n"
+        "  | Traceback\n"
+        "next: nothing until circlectl start web\n",
+        "",
+    )
+    assert fake.asked("why") == [{"action": "why", "service": "web"}]
+    assert json.loads(circlectl("why", "seq:57", "--at", "03:14", "--json").out) == WHY
+    assert fake.asked("why")[-1] == {"action": "why", "service": "seq:57", "at": "03:14"}
+
+
+def test_why_is_wrapped_where_the_terminal_is_narrow(fake, circlectl, screen_at) -> None:
+    screen_at(50)
+    fake.answers["why"] = [WHY]
+    lines = circlectl("why", "web").out.splitlines()
+    assert lines[1:3] == [
+        "  because it exited with code 3 (run 2) (event",
+        "    57, 2026-01-01 23:59:59Z)",
+    ]

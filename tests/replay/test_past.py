@@ -134,3 +134,33 @@ def test_what_makes_no_sense_is_said_in_a_sentence(
     answer = replay(journal, *options)
     assert (answer.status, answer.out) == (status, "")
     assert complaint in answer.err.splitlines()[-1]
+
+
+def test_why_tells_the_causes_of_a_service_and_of_an_event(journal: Path, replay) -> None:
+    answer = replay(journal, "--why", "worker", "--at", "seq:36")
+    assert answer.status == 0
+    assert answer.out.splitlines() == [
+        "worker is Failed since 2026-01-02 03:00:35Z",
+        "  because it had been restarted 2 times within 60 s, which is its limit (event 36, 03:00:35Z)",
+        "  because it was ended by SIGSEGV, not sent by the registry (run 3) (event 35, 03:00:35Z)",
+        "next: nothing until circlectl start worker (or reset)",
+    ]
+    assert json.loads(replay(journal, "--why", "seq:36", "--json").out)["chain"] == [36, 35]
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "sentence"),
+    [
+        (["--why", "nobody"], 1, "there is no service 'nobody'"),
+        (["--why", "seq:x"], 1, "an event is named as in --why seq:57, and goes without --at"),
+        (["--why", "seq:5", "--at", "seq:9"], 1, "goes without --at"),
+        (["--why", "seq:999"], 1, "there is no event 999: the last is event 185"),
+        (["--why", "web", "-s", "web"], 2, "--why goes without --service"),
+    ],
+)
+def test_a_why_that_cannot_be_answered_is_a_sentence(
+    journal: Path, replay, options, status, sentence
+) -> None:
+    answer = replay(journal, *options)
+    assert (answer.status, answer.out) == (status, "")
+    assert sentence in answer.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -111,3 +112,109 @@ def test_a_registry_that_is_killed_leaves_no_process_that_answers(box, stopped) 
         box.daemon.wait()
     box.wait_for(lambda: not box.is_running(pid), "it has ended, too")
     box.start()
+
+
+# --- why ------------------------------------------------------------------------------------------
+
+TROUBLED = """
+[[service]]
+name = "db"
+cmd = ["sleep", "1000"]
+
+[[service]]
+name = "web"
+cmd = ["sleep", "1000"]
+depends_on = ["db"]
+
+[[service]]
+name = "stubborn"
+cmd = ["sh", "-c", "trap '' TERM; echo deaf; while :; do sleep 0.05; done"]
+stop = "300ms"
+
+[[service]]
+name = "crashing"
+cmd = ["sh", "-c", "echo no luck >&2; exit 3"]
+restart = "Never"
+
+[[service]]
+name = "missing"
+cmd = ["./not-there"]
+"""
+
+
+def why(box, name: str, *more: str) -> list[str]:
+    done = circlectl(box, "why", name, *more)
+    assert done.returncode == 0, done.stderr
+    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ|\d\d:\d\d:\d\dZ", "TIME", done.stdout)
+    return re.sub(r"event \d+", "event N", re.sub(r"pid \d+", "pid P", text)).splitlines()
+
+
+def test_why_on_real_processes(box) -> None:
+    box.configure(TROUBLED)
+    box.start()
+    box.wait_status("web", "Running")
+    box.wait_status("crashing", "Failed")
+    box.wait_for(lambda: "output_ended" in box.types("crashing"), "its last words are journaled")
+    who = rf"by uid {os.getuid()} \(\S+, pid P\)"
+    assert why(box, "crashing") == [
+        "crashing is Failed since TIME",
+        "  because it exited with code 3 (run 1) (event N, TIME)",
+        "said last, run 1:",
+        "  | no luck",
+        "next: nothing until circlectl start crashing: its restart policy is Never",
+    ]
+    missing = why(box, "missing")
+    assert missing[0] == "missing is Failed since TIME"
+    assert re.match(
+        r"  because it could not be started: .*not-there.* \(event N, TIME\)$", missing[1]
+    )
+    assert missing[-1] == "next: nothing until that is mended, and circlectl start missing"
+    box.wait_status("stubborn", "Running")
+    box.wait_for(lambda: box.data("logs", service="stubborn"), "it is deaf by now")
+    box.data("stop", service="stubborn", wait=True)
+    stubborn = why(box, "stubborn")
+    assert "only by the registry's SIGKILL" in stubborn[1] or (
+        "SIGKILL from the registry, after its stop timeout of 0.3 s" in stubborn[1]
+    )
+    asked = rf"  because it was stopped {who} \(event N, TIME\)$"
+    assert any(re.match(asked, line) for line in stubborn), stubborn
+
+
+def test_why_after_the_registry_was_killed(box) -> None:
+    box.configure(SERVICES)
+    box.start()
+    box.wait_status("web", "Running")
+    pid = box.service("web")["pid"]
+    box.daemon.kill()
+    box.daemon.wait()
+    box.start()
+    box.wait_status("web", "Running")
+    subject, *because = why(box, "web")
+    assert subject == (
+        "web is Running since TIME (the registry that took over found it alive at TIME)"
+    )
+    assert because[:2] == [
+        "  because it became ready (run 1) (event N, TIME)",
+        "  because what it waited for was there (event N, TIME)",
+    ]
+    assert because[2].startswith("  because db, on which web depends, ")
+    os.kill(pid, 9)
+    box.wait_status("web", "Running", restarts=1)
+    assert any("was ended by SIGKILL, not sent by the registry" in line for line in why(box, "web"))
+    seq = box.last("web", "exited")["seq"]
+    assert why(box, f"seq:{seq}")[0].startswith("event N of web, TIME: it was ended by SIGKILL")
+
+
+def test_who_waits_is_told_for_whom_and_why(box) -> None:
+    box.configure(SERVICES.replace('["sleep", "1000"]', '["./gone"]', 1))
+    box.start()
+    box.wait_status("db", "Failed")
+    box.wait_status("web", "Stopped", reason="waiting")
+    web = why(box, "web")
+    assert web[:3] == [
+        "web is Stopped, and waits, since TIME",
+        "  because it waits for db to be ready (it failed: program missing) (event N, TIME)",
+        "  because db, on which web depends, is Failed (event N, TIME)",
+    ]
+    assert web[3].startswith("  because it could not be started: ")
+    assert web[-1] == "next: it is started as soon as that is so"

@@ -22,6 +22,7 @@ from .session import Session, common, note
 COMMANDS = (
     queries.list_,
     queries.status,
+    queries.why,
     commands.start,
     commands.stop,
     commands.restart,
@@ -83,6 +84,7 @@ def program() -> None:
     \b
     Examples:
       circlectl list
+      circlectl why web
       circlectl restart web --wait
       circlectl logs web -f
       circlectl events --service web

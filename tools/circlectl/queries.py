@@ -24,6 +24,7 @@ from .session import (
     any_names,
     at,
     common,
+    complete_service,
     is_selection,
     names,
     note,
@@ -154,6 +155,41 @@ def status(session: Session, names: tuple[str, ...], at: str | None) -> int:
     if unknown:
         return exits.UNKNOWN_SERVICE
     return exits.WELL if all(r["status"] == "Running" for r in found) else exits.NOT_RUNNING
+
+
+@click.command()
+@click.argument("what", metavar="NAME|seq:N", shell_complete=complete_service)
+@at
+@common
+@click.pass_obj
+def why(session: Session, what: str, at: str | None) -> int:
+    """Say why a service is as it is, or why an event happened: the causes, newest first.
+
+    "because" is said of recorded causes, and of waiting that the rules impose. What merely happened to a
+    dependency within the minute before is told as "meanwhile".
+
+    \b
+    Examples:
+      circlectl why web
+      circlectl why web --at 03:14
+      circlectl why seq:1284
+    """
+    with session.client(PAST_TIMEOUT_S) as client:
+        answer = client.call("why", service=what, **({} if at is None else {"at": at}))
+    session.show(answer, lambda: _why(session.screen, answer))
+    return exits.WELL
+
+
+def _why(screen: Screen, answer: Record) -> Iterator[str]:
+    """The lines of the answer, each wrapped behind its own beginning."""
+    import msgspec  # as the answer is read by the type that the questions give it
+
+    from registry.questions.why import Why, told
+
+    for line in told(msgspec.convert(answer, Why)):
+        text = line.lstrip()
+        indent = len(line) - len(text)
+        yield line[:indent] + screen.wrapped(indent + 2 * bool(indent), text)
 
 
 def _found(

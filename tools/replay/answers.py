@@ -20,7 +20,7 @@ from registry.journal.read import (
     pages,
     service_names,
 )
-from registry.past.answers import Then
+from registry.past.then import Then
 from registry.questions.records import ServiceRecord, event_record, rfc3339, service_record
 from registry.questions.timeline import line
 

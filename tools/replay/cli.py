@@ -28,7 +28,7 @@ from registry.journal.read import (
     service_names,
     verify,
 )
-from registry.past.answers import Then, seq_of, then
+from registry.past.then import Then, seq_of, then
 from registry.questions import moments
 from registry.questions.moments import AT_EXAMPLES, EXAMPLES, At, Moment, moment
 from registry.questions.refusal import Refusal
@@ -94,6 +94,12 @@ def _hash(_ctx: click.Context, _param: click.Parameter, text: str | None) -> str
 @click.argument("path", metavar="JOURNAL", type=click.Path(readable=False, path_type=Path))
 @click.option(
     "--at", callback=_time_or_seq, metavar="TIME|seq:N", help="The state of every service then."
+)
+@click.option(
+    "--why",
+    "why_of",
+    metavar="NAME|seq:N",
+    help="Why NAME is as it is at the end, or at --at; or why event N happened.",
 )
 @click.option(
     "--service",
@@ -170,6 +176,7 @@ def replay(
     *,
     path: Path,
     at: At | None,
+    why_of: str | None,
     words: tuple[str, ...],
     since: Moment | None,
     until: Moment | None,
@@ -214,6 +221,8 @@ def replay(
             if diff:
                 seqs = [seq_of(journal, each) for each in diff]
                 return _print_lines(past.changed(journal, services, *seqs, as_json=as_json))
+            if why_of is not None:
+                return _print_lines(past.because(journal, why_of, at, as_json=as_json))
             if at is not None:
                 return _print_services(then(journal, at), services, as_json=as_json)
             selection = _selection(services, since, until)
@@ -243,6 +252,19 @@ _APART = {
     "--history": (
         ("--verify", "--at", "--service", "--diff", "--logs"),
         "it tells of the runs of NAME",
+    ),
+    "--why": (
+        (
+            "--verify",
+            "--service",
+            "--since",
+            "--until",
+            "--diff",
+            "--history",
+            "--report",
+            "--logs",
+        ),
+        "it tells of NAME, or of one event",
     ),
     "--report": (("--verify", "--history", "--diff", "--logs"), "it tells of services as a whole"),
     "--boot": (

@@ -13,8 +13,12 @@ from registry.past.boot import boot
 from registry.past.difference import changes
 from registry.past.history import history
 from registry.past.report import report
-from registry.questions import spoken
-from registry.questions.moments import Moment
+from registry.past.then import then
+from registry.past.why import why, why_seq
+from registry.questions import moments, spoken
+from registry.questions.moments import At, Moment
+from registry.questions.refusal import INVALID, Refusal
+from registry.questions.why import told
 
 _encode = msgspec.json.Encoder().encode
 
@@ -84,3 +88,15 @@ def _shown(found: msgspec.Struct, told: spoken.Told, *, as_json: bool) -> Iterat
 
 def _json(found: Any) -> str:
     return _encode(found).decode()
+
+
+def because(journal: Connection, what: str, at: At | None, *, as_json: bool) -> Iterator[str]:
+    """Why a service was as it was, or why an event happened. Raises Refusal."""
+    if what.startswith(moments.SEQ):
+        seq = moments.at(what, 0)
+        if at is not None or seq is None:
+            raise Refusal(INVALID, "an event is named as in --why seq:57, and goes without --at")
+        found = why_seq(journal, then(journal, seq))
+    else:
+        found = why(journal, then(journal, at), what)
+    yield from _shown(found, told(found), as_json=as_json)

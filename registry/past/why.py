@@ -1,0 +1,45 @@
+"""Reading why: the chain of causes by their numbers, and the events of a service, newest first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from registry.core.events import Record
+from registry.journal.read import Connection, Selection, latest, records_of
+from registry.past.then import Then
+from registry.questions.refusal import INVALID, Refusal
+from registry.questions.why import Why, why_event, why_service
+
+_FEW = 50
+
+
+class _Journal:
+    """The journal up to event `last`, as evidence."""
+
+    def __init__(self, connection: Connection, last: int) -> None:
+        self._connection = connection
+        self._last = last
+
+    def record(self, seq: int) -> Record | None:
+        return records_of(self._connection, [seq]).get(seq) if seq <= self._last else None
+
+    def newest(self, service: str) -> Iterator[Record]:
+        last, count = self._last, _FEW
+        while found := latest(self._connection, Selection(last=last, services=(service,)), count):
+            yield from reversed(found)
+            last, count = found[0].seq - 1, 1000
+
+
+def why(journal: Connection, state: Then, name: str) -> Why:
+    """Why a service was as it was in `state`. Raises Refusal, JournalError."""
+    service = state.find(name)
+    return why_service(service, state.projection.services, _Journal(journal, state.seq))
+
+
+def why_seq(journal: Connection, state: Then) -> Why:
+    """Why the event happened that `state` follows. Raises Refusal, JournalError."""
+    evidence = _Journal(journal, state.seq)
+    record = evidence.record(state.seq)
+    if record is None:
+        raise Refusal(INVALID, "there is no event 0: events are numbered from 1")
+    return why_event(record, state.projection.services, evidence)

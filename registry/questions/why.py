@@ -1,0 +1,611 @@
+"""Why a service is where it is, or why an event happened: the chain of causes in sentences, newest first.
+
+Rule 1: "because" is said of recorded causes alone (the `cause` of an event), and of waiting that the rules impose
+(dependencies, stop timeouts, delays). Rule 2: what merely happened to a dependency shortly before is told as
+"meanwhile". Rule 3: what nobody recorded is not guessed at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from signal import Signals
+from typing import Any, Protocol
+
+import msgspec
+
+from registry.core import events as ev
+from registry.core import restarts
+from registry.core.definition import Definition, Ready
+from registry.core.dependencies import unmet
+from registry.core.duties import duties
+from registry.core.lifecycle import FOR_A_PERSON, PASSING, Reason, State
+from registry.core.service import UP, Service, start_due_ns
+from registry.questions.records import event_record, last_words, rfc3339
+from registry.questions.timeline import by, happened, printable
+from registry.questions.waiting import waiting_for
+
+_NS = 1_000_000_000
+MEANWHILE_NS = 60 * _NS
+"""How long before the beginning of a chain something counts as having happened meanwhile."""
+CHAIN_MAX = 200
+"""Links of the longest chain that is told."""
+MEANWHILE_MAX = 5
+LINES_MAX = 5
+
+Services = Mapping[str, Service]
+
+
+class Evidence(Protocol):
+    """The journal, up to the moment that is asked about."""
+
+    def record(self, seq: int) -> ev.Record | None:
+        """The event of a number."""
+
+    def newest(self, service: str) -> Iterator[ev.Record]:
+        """The events of a service, newest first."""
+
+
+class Link(msgspec.Struct, frozen=True):
+    """One cause: what happened, when (UTC) and to whom, as a sentence without its beginning and end."""
+
+    seq: int
+    at: str
+    service: str | None
+    type: str
+    sentence: str
+
+
+class Next(msgspec.Struct, frozen=True):
+    """What comes next, and when that is due (UTC; null where that is not a matter of time)."""
+
+    sentence: str
+    at: str | None = None
+
+
+class Why(msgspec.Struct, frozen=True):
+    """The answer. Each of `because` is the cause of what stands before it; `chain` has the numbers of all events on
+    the way, also of those that need no words. `said` is what the latest run that ended ill said last.
+    """
+
+    subject: str
+    service: str | None
+    status: str | None
+    since: str
+    because: tuple[Link, ...]
+    chain: tuple[int, ...]
+    meanwhile: tuple[Link, ...] = ()
+    said: dict[str, Any] | None = None
+    next: Next | None = None
+
+
+def why_service(service: Service, services: Services, evidence: Evidence) -> Why:
+    """Why a service is as it is."""
+    chain = _Chain(services, evidence)
+    entered = chain.of_state(service)
+    return Why(
+        subject=f"{_is(service)} since {_time(service.since_ns)}{_adopted(service, evidence)}",
+        service=service.name,
+        status=service.state.value,
+        since=rfc3339(service.since_ns),
+        because=tuple(chain.links),
+        chain=tuple(chain.seen),
+        meanwhile=_meanwhile(service, chain, entered),
+        said=_said(service, chain, evidence),
+        next=_next(service, services),
+    )
+
+
+def why_event(record: ev.Record, services: Services, evidence: Evidence) -> Why:
+    """Why an event happened. `services` are those that it left."""
+    chain = _Chain(services, evidence)
+    chain.seen[record.seq] = None
+    chain.follow(record)
+    service = services.get(record.service or "")
+    what = printable(_Words(record, chain.parent(record), services, None).sentence())
+    of = f" of {record.service}" if record.service else ""
+    return Why(
+        subject=f"event {record.seq}{of}, {_time(record.at_ns)}: {what}",
+        service=record.service,
+        status=None,
+        since=rfc3339(record.at_ns),
+        because=tuple(chain.links),
+        chain=tuple(chain.seen),
+        meanwhile=_meanwhile(service, chain, record) if service else (),
+        said=_said(service, chain, evidence) if service else None,
+    )
+
+
+def told(answer: Why) -> Iterator[str]:
+    """The answer as lines for people; what is indented belongs to what is not."""
+    yield answer.subject
+    for link in answer.because:
+        yield f"  because {link.sentence} (event {link.seq}, {_when(link.at, answer.since)})"
+    if not answer.because:
+        yield "  no cause of that is recorded"
+    if answer.meanwhile:
+        yield "meanwhile, not recorded as a cause:"
+    for link in answer.meanwhile:
+        yield f"  {link.sentence} (event {link.seq}, {_when(link.at, answer.since)})"
+    if answer.said:
+        yield f"said last, run {answer.said['run']}:"
+        for line in answer.said["lines"][-LINES_MAX:]:
+            yield f"  | {printable(line)}"
+    if answer.next:
+        due = f", {_when(answer.next.at, answer.since)}" if answer.next.at else ""
+        yield f"next: {answer.next.sentence}{due}"
+
+
+# --- the chain ------------------------------------------------------------------------------------
+
+
+class _Chain:
+    """The causes of something, followed to their root, and on to what is waited for."""
+
+    def __init__(self, services: Services, evidence: Evidence) -> None:
+        self.links: list[Link] = []
+        self.seen: dict[int, None] = {}
+        self.services = services
+        self._evidence = evidence
+        self._asked: set[str] = set()
+
+    def of_state(self, service: Service) -> ev.Record | None:
+        """Follow why a service is in its state; the event by which it got there."""
+        self._asked.add(service.name)
+        entered = _entered(service, self._evidence)
+        awaited = self._awaited(service)
+        if awaited is not None:
+            return self._wait_for(service, awaited, entered)
+        if entered is not None:
+            self._take(entered, None)
+            self.follow(entered)
+        return entered
+
+    def _awaited(self, service: Service) -> Service | None:
+        """The first service whose being otherwise than needed keeps this one from starting."""
+        is_waiting = service.reason is Reason.WAITING and service.wanted
+        if service.state is not State.STOPPED or not is_waiting:
+            return None
+        missing = (self.services.get(need.service) for need in unmet(service, self.services))
+        return next((each for each in missing if each is not None), None)
+
+    def _wait_for(
+        self, service: Service, awaited: Service, entered: ev.Record | None
+    ) -> ev.Record | None:
+        """The rules say that it waits: so why it does is why the other is as it is."""
+        if entered is not None:
+            self.seen[entered.seq] = None
+            what = waiting_for(service, self.services) or "what it depends on"
+            self.links.append(_link(entered, f"it waits for {what}"))
+        if awaited.name in self._asked:
+            return entered
+        if (cause := _entered(awaited, self._evidence)) is not None:
+            sentence = (
+                f"{awaited.name}, on which {service.name} depends, {_is(awaited, named=False)}"
+            )
+            self.links.append(_link(cause, sentence))
+        self.of_state(awaited)
+        return entered
+
+    def parent(self, record: ev.Record) -> ev.Record | None:
+        """The recorded cause of an event. That a check of a run succeeded is owed to that run's having been started."""
+        if record.cause is not None:
+            return self._evidence.record(record.cause)
+        event = record.event
+        if isinstance(event, ev.ProbeChanged) and event.ok and record.service is not None:
+            theirs = self._evidence.newest(record.service)
+            return next((r for r in theirs if _begins(r, record.run)), None)
+        return None
+
+    def notable(self, name: str, until: ev.Record) -> Iterator[Link]:
+        """What happened to a service up to an event, not long before it and to no order, newest first."""
+        for record in self._evidence.newest(name):
+            if record.mono_ns < until.mono_ns - MEANWHILE_NS:
+                return
+            is_ordered = (
+                isinstance(record.event, ev.Exited) and record.event.source is State.STOPPING
+            )
+            if record.seq > until.seq or is_ordered or record.seq in self.seen:
+                continue
+            if isinstance(record.event, _NOTABLE):
+                words = _Words(record, self.parent(record), self.services, record).sentence()
+                yield _link(record, f"{name} {words.removeprefix('it ')}")
+
+    def follow(self, record: ev.Record) -> None:
+        """Take every cause of an event, back to the one that has none."""
+        child, cause = record, self.parent(record)
+        while cause is not None and cause.seq not in self.seen and len(self.seen) < CHAIN_MAX:
+            self._take(cause, child)
+            child, cause = cause, self.parent(cause)
+
+    def _take(self, record: ev.Record, child: ev.Record | None) -> None:
+        self.seen[record.seq] = None
+        words = _Words(record, self.parent(record), self.services, child)
+        if not words.goes_without_saying():
+            self.links.append(_link(record, words.sentence()))
+
+
+def _begins(record: ev.Record, run: int | None) -> bool:
+    return record.run == run and isinstance(record.event, ev.Spawned)
+
+
+def _link(record: ev.Record, sentence: str) -> Link:
+    return Link(record.seq, rfc3339(record.at_ns), record.service, record.type, printable(sentence))
+
+
+def _entered(service: Service, evidence: Evidence) -> ev.Record | None:
+    """The event by which a service got where it is, or was told to leave."""
+    for record in evidence.newest(service.name):
+        event = record.event
+        if isinstance(event, ev.Moved) and (event.source is not event.dest or _sets_wish(event)):
+            return record
+    return None
+
+
+def _sets_wish(event: ev.Moved) -> bool:
+    """Whether it left the state as it was, and what is to come of it not."""
+    return isinstance(event, ev.StopRequested | ev.StartRequested | ev.Defined | ev.GaveUp)
+
+
+def _adopted(service: Service, evidence: Evidence) -> str:
+    """That a later registry found its run alive."""
+    if service.pid is None:
+        return ""
+    for record in evidence.newest(service.name):
+        if isinstance(record.event, ev.Adopted):
+            return f" (the registry that took over found it alive at {_time(record.at_ns)})"
+        if isinstance(record.event, ev.Spawned):
+            break
+    return ""
+
+
+def _is(service: Service, *, named: bool = True) -> str:
+    about = ", and is to stop," if service.state in UP and not service.wanted else ""
+    waits = service.state is State.STOPPED and service.wanted and service.reason is Reason.WAITING
+    state = f"is {service.state.value}{about}{', and waits,' if waits else ''}"
+    return f"{service.name} {state}" if named else state.rstrip(",")
+
+
+# --- the words of an event ------------------------------------------------------------------------
+
+
+class _Words:
+    """What an event is called as a cause. `child` is what it led to, `cause` what led to it."""
+
+    def __init__(
+        self,
+        record: ev.Record,
+        cause: ev.Record | None,
+        services: Services,
+        child: ev.Record | None,
+    ) -> None:
+        self._record = record
+        self._cause = cause
+        self._child = child
+        self._services = services
+        service = services.get(record.service or "")
+        self._definition: Definition | None = service.definition if service else None
+
+    def goes_without_saying(self) -> bool:
+        """Whether what it led to, or what led to it, says as much."""
+        event = self._record.event
+        if self._child is None and isinstance(event, ev.RestartDue):
+            return self._cause is not None
+        if self._child is None or self._child.service != self._record.service:
+            return (
+                isinstance(event, ev.GroupEmptied) and not event.killed and self._cause is not None
+            )
+        match event:
+            case ev.RestartDue() | ev.ProbeChanged() | ev.BecameHealthy() | ev.Spawned():
+                return True
+            case ev.Exited(source=State.STOPPING):  # as it was told to
+                return event.signal != Signals.SIGKILL
+            case ev.GroupEmptied():
+                return not event.killed
+            case _:
+                return False
+
+    def sentence(self) -> str:
+        """`it exited with code 3`, `db, on which web depends, was stopped by uid 0 (circlectl)`."""
+        return self._words() + by(self._record.actor)
+
+    def _words(self) -> str:
+        who, whose = self._who()
+        record, event = self._record, self._record.event
+        match event:
+            case ev.StartRequested():
+                return f"{who} {_START.get(event.reason, 'was started')}"
+            case ev.StopRequested():
+                later = ", once those that depend on it have stopped" if event.dest in UP else ""
+                return f"{who} {_STOP.get(event.reason, 'was stopped')}{later}"
+            case ev.RestartRequested():
+                return f"{who} {_RESTART.get(event.reason, 'was restarted')}"
+            case ev.Spawned():
+                return f"{who} was started as pid {event.pid} (run {record.run})"
+            case ev.SpawnFailed():
+                return f"{who} could not be started: {event.message}"
+            case ev.BecameReady():
+                return f"{who} became ready (run {record.run})"
+            case ev.DependenciesMet():
+                return f"what {who} waited for was there"
+            case ev.DependentsGone():
+                return f"those that depend on {'it' if who == 'it' else record.service} had stopped"
+            case ev.BecameUnhealthy():
+                return f"{whose} {self._check(event)}"
+            case ev.Exited():
+                return f"{who} {self._exit(event)}"
+            case ev.Lost():
+                return (
+                    f"{who} ended while no registry watched it, how is not known (run {record.run})"
+                )
+            case ev.StartTimedOut():
+                return f"{who} was not ready within its start timeout of {event.timeout_s:g} s"
+            case ev.MemoryExceeded():
+                held, most = event.bytes >> 20, event.memory_max >> 20
+                return f"{who} held {held} MiB of memory, more than its memory_max of {most} MiB"
+            case ev.GroupEmptied():
+                return (
+                    f"{who} ended, {event.killed} of its processes only by the registry's SIGKILL"
+                )
+            case ev.RestartScheduled():
+                return f"{whose} {self._schedule(event)}"
+            case ev.GaveUp():
+                times = "once" if event.restarts == 1 else f"{event.restarts} times"
+                return f"{who} had been restarted {times} within {event.within_s:g} s, which is its limit"
+            case ev.Defined():
+                return f"{who} was declared"
+            case ev.Redefined():
+                return f"{who} was declared differently"
+            case ev.RegistryStarted():
+                return f"the registry {'started' if event.fresh else 'took over'} (pid {event.pid})"
+            case ev.ResetRequested():
+                return f"{who} was reset"
+            case ev.RestartDue():
+                return f"{whose} delay was over"
+            case ev.StopAnnounced():
+                return f"{who} said that it stops"
+            case ev.StopTimedOut():
+                return f"{who} said that it stops, and did not within its stop timeout of {event.timeout_s:g} s"
+            case ev.Adopted():
+                return f"{who} was found alive as pid {event.pid} (run {record.run})"
+            case _:
+                plain = msgspec.structs.replace(event_record(record), actor=None)
+                text = happened(plain).rpartition("  ")[2]
+                return f"{who}: {text}" if record.service else text
+
+    def _who(self) -> tuple[str, str]:
+        """How the service is called, and what is its."""
+        name, child = self._record.service, self._child
+        if name is None:
+            return "the registry", "the registry's"
+        if child is None:
+            return "it", "its"
+        if child.service == name:
+            return "it", "its"
+        return f"{name}{_relation(name, child.service, self._services)}", f"{name}'s"
+
+    def _check(self, event: ev.BecameUnhealthy) -> str:
+        check = self._definition.check(event.check) if self._definition else None
+        target = f" {check.target}" if check else ""
+        times = "once" if event.failures == 1 else f"{event.failures} times in a row"
+        first = self._cause.event if self._cause else None
+        errors = [first.error] if isinstance(first, ev.ProbeChanged) else []
+        told = list(dict.fromkeys(str(error) for error in (*errors, event.error) if error))
+        how = (
+            f" (first {told[0]}, then {told[1]})"
+            if len(told) > 1
+            else "".join(map(" ({})".format, told))
+        )
+        return f"check {event.check}{target} failed {times}{how}"
+
+    def _exit(self, event: ev.Exited) -> str:
+        run = f" (run {self._record.run})"
+        if event.message:
+            return f"could not be started: {event.message}{run}"
+        if event.signal is None:
+            return f"exited with code {event.exit_code}{_as_a_shell(event.exit_code)}{run}"
+        return f"was ended by {_signal(event.signal)}{self._sender(event)}{run}"
+
+    def _sender(self, event: ev.Exited) -> str:
+        """Who sent the signal, as far as the rules tell: the registry sends its own, at their times, and no other."""
+        is_kill = event.signal == Signals.SIGKILL
+        if event.source is not State.STOPPING:
+            what = (
+                ": the kernel kills so where memory runs out, and so does kill -9"
+                if is_kill
+                else ""
+            )
+            return f", not sent by the registry{what}"
+        stop = self._definition.stop if self._definition else None
+        if stop is None or self._cause is None:
+            return ""
+        passed_s = (self._record.mono_ns - self._cause.mono_ns) / _NS
+        if is_kill and passed_s >= stop.timeout_s:
+            return f" from the registry, after its stop timeout of {stop.timeout_s:g} s"
+        return " from the registry" if _signal(event.signal or 0) == stop.signal else ""
+
+    def _schedule(self, event: ev.RestartScheduled) -> str:
+        policy = f" ({self._definition.restart.policy.value})" if self._definition else ""
+        when = f"after {event.delay_s:.3g} s" if event.delay_s else "at once"
+        attempt = f", attempt {event.attempt} in a row" if event.attempt > 1 else ""
+        return f"restart policy{policy} starts it again {when}{attempt}"
+
+
+_START = {
+    Reason.AUTOSTART: "starts with the registry (autostart)",
+    Reason.REQUIRED: "is needed by one that was started",
+    Reason.REDEFINED: "was declared differently, and so is tried again",
+}
+_STOP = {
+    Reason.SHUTDOWN: "was stopped for the end of the registry",
+    Reason.REMOVED: "is no longer declared",
+}
+_RESTART = {
+    Reason.DEPENDENCY: "follows what it depends on",
+    Reason.REDEFINED: "is declared differently, which takes a new run",
+}
+
+
+def _relation(name: str, to: str | None, services: Services) -> str:
+    other, own = services.get(to or ""), services.get(name)
+    if other is not None and any(each.service == name for each in other.definition.depends_on):
+        return f", on which {to} depends,"
+    if own is not None and any(each.service == to for each in own.definition.depends_on):
+        return f", which depends on {to},"
+    return ""
+
+
+def _signal(number: int) -> str:
+    try:
+        return Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
+
+
+def _as_a_shell(code: int | None) -> str:
+    """What a shell, or what acts like one, means by a code above 128."""
+    if code is None or code - 128 not in set(Signals):
+        return ""
+    return f", by which a shell tells of {_signal(code - 128)}"
+
+
+# --- what is beside the chain ---------------------------------------------------------------------
+
+_NOTABLE = (
+    ev.Exited,
+    ev.Lost,
+    ev.BecameUnhealthy,
+    ev.StopRequested,
+    ev.RestartRequested,
+    ev.SpawnFailed,
+    ev.StartTimedOut,
+    ev.MemoryExceeded,
+    ev.StopTimedOut,
+    ev.GaveUp,
+)
+
+
+def _meanwhile(service: Service, chain: _Chain, entered: ev.Record | None) -> tuple[Link, ...]:
+    """What happened to those that it depends on in the time before, and is no cause; the latest few."""
+    if entered is None:
+        return ()
+    told = {link.service for link in chain.links}
+    found: list[Link] = []
+    for name in _depended_on(service, chain.services):
+        if name not in told:
+            found += islice(chain.notable(name, entered), MEANWHILE_MAX)
+    return tuple(sorted(found, key=lambda link: -link.seq)[:MEANWHILE_MAX])
+
+
+def _depended_on(service: Service, services: Services) -> list[str]:
+    """All that it depends on, directly or not."""
+    found: dict[str, None] = {}
+    waiting = [each.service for each in service.definition.depends_on]
+    while waiting:
+        name = waiting.pop(0)
+        if name in services and name not in found:
+            found[name] = None
+            waiting += [each.service for each in services[name].definition.depends_on]
+    return list(found)
+
+
+def _said(service: Service, chain: _Chain, evidence: Evidence) -> dict[str, Any] | None:
+    """The last words of the run whose end is in the chain, or of the latest that ended ill where that is why."""
+    runs = {
+        record.run
+        for seq in chain.seen
+        if (record := evidence.record(seq)) is not None and record.service == service.name
+    }
+    for record in evidence.newest(service.name):
+        if isinstance(record.event, ev.OutputEnded) and record.run in runs and record.event.lines:
+            return last_words([record])
+        if record.run is not None and runs and record.run < min(run or 0 for run in runs):
+            break
+    return None
+
+
+# --- what comes next ------------------------------------------------------------------------------
+
+
+def _next(service: Service, services: Services) -> Next | None:
+    match service.state:
+        case State.RESTARTING:
+            at = service.restart_at_ns
+            due = rfc3339(at) if at is not None else None
+            return Next(f"it is started again, attempt {service.attempt} in a row", due)
+        case State.STARTING:
+            return _next_of_start(service)
+        case State.STOPPING:
+            return _next_of_stop(service)
+        case State.RUNNING:
+            if (what := waiting_for(service, services)) is not None:
+                return Next(f"it stops; it waits for {what}")
+            return None
+        case State.STOPPED | State.FAILED:
+            return Next(_rest(service))
+
+
+def _next_of_start(service: Service) -> Next:
+    if service.pid is None or service.watched_ns is None:
+        return Next("its process is made")
+    return Next(
+        f"{_readiness(service)}; else it is stopped as failed", _utc(service, start_due_ns(service))
+    )
+
+
+def _readiness(service: Service) -> str:
+    match (service.run_definition or service.definition).readiness:
+        case Ready.NOTIFY:
+            return "it waits for READY=1 from the service"
+        case Ready.HEALTH:
+            missing = [
+                f"{check.name} ({check.target})"
+                for check in service.definition.checks
+                if (state := service.checks.get(check.name)) is None or not state.ok
+            ]
+            return f"it waits for the first success of {' and '.join(missing) or 'its checks'}"
+        case Ready.SPAWN:
+            return "its program executes"
+
+
+def _next_of_stop(service: Service) -> Next:
+    stop = duties(service).stop
+    assert stop is not None
+    then = {
+        State.STARTING: "; then it is started again",
+        State.FAILED: "; then it has failed, and its restart policy decides",
+    }
+    after = then.get(service.bound or State.STOPPED, "; then it stays down")
+    return Next(f"SIGKILL for what is left of it{after}", _utc(service, stop.kill_due_ns))
+
+
+def _rest(service: Service) -> str:
+    name, reason = service.name, service.reason
+    if reason is Reason.WAITING and service.wanted:
+        return "it is started as soon as that is so"
+    if reason is Reason.COMPLETED:
+        return "nothing: it has done what it was to do"
+    if reason is Reason.RESTART_LIMIT:
+        return f"nothing until circlectl start {name} (or reset)"
+    if reason in FOR_A_PERSON:
+        return f"nothing until that is mended, and circlectl start {name}"
+    policy = service.definition.restart.policy
+    is_clean = service.state is State.STOPPED
+    if service.wanted and (reason in PASSING or restarts.wants_restart(policy, clean=is_clean)):
+        return f"its restart policy ({policy.value}) starts it again"
+    why = f": its restart policy is {policy.value}" if service.wanted else ""
+    return f"nothing until circlectl start {name}{why}"
+
+
+def _utc(service: Service, due_ns: int) -> str:
+    """A time of CLOCK_BOOTTIME by what both clocks said when the service got where it is."""
+    return rfc3339(service.since_ns + due_ns - service.moved_ns)
+
+
+def _time(at_ns: int) -> str:
+    return rfc3339(at_ns)[:19].replace("T", " ") + "Z"
+
+
+def _when(at: str, since: str) -> str:
+    """The time of day; the date, too, where it is another one."""
+    return f"{at[11:19]}Z" if at[:10] == since[:10] else f"{at[:19].replace('T', ' ')}Z"
