@@ -34,6 +34,8 @@ def document(story: dict[str, Any], *, title: str, still: str) -> str:
 
 def readable(text: str) -> str:
     """A text without what no file may hold: half characters, and controls other than line ends."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 

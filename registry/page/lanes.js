@@ -4,6 +4,7 @@
 const STATES = ["Failed", "Stopping", "Restarting", "Starting", "Running", "Stopped"]; // the worst first
 const RANK = Object.fromEntries(STATES.map((state, at) => [state, at]));
 const HATCHED = { Starting: [[0, 8, 8, 0]], Stopping: [[0, 0, 8, 8]], Restarting: [[2, 0, 2, 8], [6, 0, 6, 8]] };
+const SHORT = { Failed: "F", Restarting: "R", Starting: "↑", Stopping: "↓" };
 const MARK_WORDS = {
   gave_up: "gave up", failed: "failed", unhealthy: "unhealthy, timed out", asked: "asked by a person", restart: "restart",
   registry: "registry began or ended",
@@ -251,7 +252,7 @@ function paintState(pen, colours, frame, y, begin, end, state) {
   pen.font = `600 11px ${FONT}`;
   const start = Math.max(begin, frame.left) + 9;
   const room = Math.min(end, frame.width) - start - 3;
-  const word = pen.measureText(state).width <= room ? state : state === "Restarting" ? "R" : state[0];
+  const word = pen.measureText(state).width <= room ? state : SHORT[state];
   if (room < 7) return;
   pen.textBaseline = "middle";
   pen.lineWidth = 3;

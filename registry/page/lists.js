@@ -115,7 +115,7 @@ function serviceRow(story, colours, lane, index) {
 
 /** A time, and its day where that is another than that of the moment. */
 function since(time, now) {
-  return day(time) === day(now) ? clock(time) : moment(time);
+  return day(time) === day(now) ? clock(time) : moment(time).slice(5, 19);
 }
 
 function reason(then) {

@@ -266,7 +266,7 @@ function head() {
     $("sums").append(element("li", { className: name ?? "" }, element("b", {}, sum.toLocaleString("en")), word));
   }
   if (new Set(story.events.axis.map((axis, i) => axis - story.events.at[i])).size > 1) {
-    $("range").append(" The clock was set back: the axis runs on, the times of events are those of the journal.");
+    $("range").append(". The clock was set back: the axis runs on, the times of events are those of the journal.");
   }
 }
 
@@ -617,4 +617,6 @@ function leftOut(all, shown, noun) {
   return all > shown ? `; ${count(all - shown, noun)} left out` : "";
 }
 
-main();
+main().catch((error) => {
+  document.body.prepend(element("p", { role: "alert" }, `This page cannot be shown here: ${error.message}. A browser of 2024 or later can.`));
+});

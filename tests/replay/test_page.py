@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from circle_replay import page
+from circle_replay import page, pictures
 from circle_replay.svg import COLOURS, LANES_MAX, picture
 from registry.core import events as ev
 from registry.core.definition import Definition
@@ -262,6 +262,29 @@ def test_what_is_wrong_is_said_in_one_sentence(
     answer = replay(journal, *options)
     assert answer[:2] == (status, "")
     assert sentence in answer.err.splitlines()[-1]
+
+
+def test_more_events_than_a_browser_can_show_are_refused_but_for_some_services(
+    journal: Path, replay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "EVENTS_MAX", 184)
+    answer = replay(journal, "--html", "-")
+    assert answer[:2] == (1, "")
+    assert (
+        "185 events are more than one picture can show (184): choose some by --since" in answer.err
+    )
+    assert replay(journal, "--html", "-", "-s", "web").status == 0
+
+
+def test_no_more_lines_of_logs_are_kept_than_the_last(
+    replay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pictures, "LINES_MAX", 5)
+    golden = ROOT / "tests" / "golden"
+    file = tmp_path / "report.html"
+    answer = replay(golden / "incident.db", "--logs", golden / "incident-logs", "--html", file)
+    assert re.search(r"of [\d,]+ lines of log files the report holds the last 5\n", answer.err)
+    assert len(_columns(file.read_text())["written"]["text"]) == 5
 
 
 def test_a_journal_is_never_written_over(journal: Path, replay) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -400,6 +401,15 @@ def test_without_scripts_there_is_a_picture(browser: Browser, report: Path) -> N
         assert found["nodeId"]
     finally:
         browser.ask("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def test_a_page_that_cannot_be_read_says_so(browser: Browser, report: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cut.html"
+    before, data, after = re.split(r'(?<=id="story">)([^<]*)', report.read_text(), maxsplit=1)
+    path.write_text(before + data[: len(data) // 8 * 4] + after)
+    browser.go(path.as_uri())
+    browser.wait("document.querySelector('[role=alert]') !== null")
+    assert browser.text("[role=alert]").startswith("This page cannot be shown here: ")
 
 
 def test_hostile_names_and_lines_stay_text(browser: Browser, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def story(found: Lanes, lines: Sequence[Line] = ()) -> dict[str, Any]:
         "kinds": list(Kind),
         "services": [page.readable(str(name)) for name in names],
         "whats": list(whats),
-        "words": list(words),
+        "words": [page.readable(str(word)) for word in words],
     }
 
 
@@ -133,7 +133,7 @@ def _differences(changes: Sequence[Change]) -> list[int]:
 
 def _word(change: Change, _found: Lanes, words: _Numbered) -> int:
     text = change[1]
-    return 0 if text is None else words[page.readable(str(text))] + 1
+    return 0 if text is None else words[str(text)] + 1
 
 
 def _number(change: Change, _found: Lanes, _words: _Numbered) -> int:
