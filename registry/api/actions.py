@@ -251,6 +251,14 @@ ACTIONS: dict[str, Action] = {
             _PAST_ERRORS,
         ),
         Action(
+            "graph",
+            ListParams,
+            Role.OBSERVE,
+            "Who depends on whom, of all services, or of those named and what they need; with `at` as it was then.",
+            '{"moment","services":[{"name","status","reason","wanted","needs":[{"service","condition","restart","met"}]}]}',
+            _PAST_ERRORS,
+        ),
+        Action(
             "why",
             WhyParams,
             Role.OBSERVE,

@@ -57,7 +57,8 @@ from registry.host.health import Attempt
 from registry.journal import SQLITE_VERSION
 from registry.logs.read import Selection, tail
 from registry.logs.target import LogTarget
-from registry.past.answers import ListThen, StatusThen, WhyThen
+from registry.past.answers import GraphThen, ListThen, StatusThen, WhyThen
+from registry.questions.graph import graph
 from registry.questions.moments import AT_EXAMPLES, EXAMPLES, SEQ, At, Moment, at, moment
 from registry.questions.plan import Plan
 from registry.questions.records import (
@@ -159,6 +160,7 @@ class Handlers:
         return {
             "list_services": self._list_services,
             "status": self._status,
+            "graph": self._graph,
             "why": self._why,
             **Commands(self._registry).table(),
             "show": self._show,
@@ -197,6 +199,14 @@ class Handlers:
         events = await self._journal.read(since=-EVENTS_LOOKED_AT, service=service.name)
         services = self._registry.committed.services
         return service_detail(service, services, events, checks=checks, machine=machine)
+
+    async def _graph(self, params: ListParams, _peer: Peer) -> dict[str, Any] | msgspec.Raw:
+        if params.at is not None:
+            return await self._ask("graph", GraphThen(_at(params.at), params.service))
+        chosen = None
+        if params.service is not None:
+            chosen = [self._service(name).name for name in self._names(params.service)]
+        return {"moment": None, "services": graph(chosen, self._registry.committed)}
 
     async def _why(self, params: WhyParams, _peer: Peer) -> msgspec.Raw:
         if not params.service.startswith(SEQ):

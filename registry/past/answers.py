@@ -18,6 +18,7 @@ from registry.journal.read import Connection, Selection, latest
 from registry.past.then import then
 from registry.past.why import why, why_seq
 from registry.questions import names
+from registry.questions.graph import graph
 from registry.questions.moments import At
 from registry.questions.records import (
     EVENTS_LOOKED_AT,
@@ -74,6 +75,18 @@ def _status(journal: Connection, asked: StatusThen) -> dict[str, Any]:
     return {**told, "moment": state.told()}
 
 
+class GraphThen(ListThen, frozen=True):
+    """Who depended on whom: of the services that `service` means, all where it is null."""
+
+
+def _graph(journal: Connection, asked: GraphThen) -> dict[str, Any]:
+    state = then(journal, asked.at)
+    chosen = None
+    if asked.service is not None:
+        chosen = [state.find(name).name for name in names.select(asked.service, state.projection)]
+    return {"moment": state.told(), "services": graph(chosen, state.projection)}
+
+
 # --- why ------------------------------------------------------------------------------------------
 
 
@@ -104,6 +117,7 @@ class Question(NamedTuple):
 QUESTIONS: dict[str, Question] = {
     "list": Question(ListThen, _list),
     "status": Question(StatusThen, _status),
+    "graph": Question(GraphThen, _graph),
     "why": Question(WhyThen, _why),
 }
 

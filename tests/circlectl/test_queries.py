@@ -532,3 +532,45 @@ def test_why_is_wrapped_where_the_terminal_is_narrow(fake, circlectl, screen_at)
         "  because it exited with code 3 (run 2) (event",
         "    57, 2026-01-01 23:59:59Z)",
     ]
+
+
+# --- graph ----------------------------------------------------------------------------------------
+
+GRAPH = {
+    "moment": None,
+    "services": [
+        {
+            "name": "web",
+            "status": "Stopped",
+            "reason": "waiting",
+            "wanted": "up",
+            "needs": [{"service": "db", "condition": "ready", "restart": True, "met": False}],
+        },
+        {"name": "db", "status": "Failed", "reason": "exit_code", "wanted": "up", "needs": []},
+    ],
+}
+
+
+def test_graph_is_a_tree_of_what_each_needs(fake, circlectl) -> None:
+    fake.answers["graph"] = [GRAPH]
+    assert circlectl("graph").out.splitlines() == [
+        "web: Stopped, waiting for what it depends on",
+        "└─ db ready, whose restarts it follows (not met): Failed, exited with an error",
+    ]
+    circlectl("graph", "web", "--at", "seq:7")
+    assert fake.asked("graph")[-1] == {"action": "graph", "service": ["web"], "at": "seq:7"}
+
+
+def test_graph_has_other_forms(fake, circlectl) -> None:
+    fake.answers["graph"] = [GRAPH]
+    assert circlectl("graph", "--dot").out.startswith("digraph services {\n")
+    assert circlectl("graph", "--mermaid").out.startswith("flowchart LR\n")
+    assert json.loads(circlectl("graph", "--json").out) == GRAPH
+
+
+def test_graph_says_when_it_is_of_and_needs_no_unicode(fake, circlectl, screen_at) -> None:
+    screen_at(80, ENCODING="ascii")
+    fake.answers["graph"] = [GRAPH | {"moment": THEN}]
+    first, _web, db = circlectl("graph", "--at", "03:14").out.splitlines()
+    assert first == "as of 2026-01-02 03:14:59Z, after event 57"
+    assert db.startswith("`- db ready")

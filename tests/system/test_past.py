@@ -218,3 +218,10 @@ def test_who_waits_is_told_for_whom_and_why(box) -> None:
     ]
     assert web[3].startswith("  because it could not be started: ")
     assert web[-1] == "next: it is started as soon as that is so"
+
+
+def test_graph_tells_who_depends_on_whom_now_and_then(box, stopped) -> None:
+    now = circlectl(box, "graph").stdout.splitlines()
+    assert now == ["web: Stopped, as requested", "└─ db ready: Running"]
+    then = circlectl(box, "graph", "web", "--at", f"seq:{stopped}").stdout.splitlines()
+    assert then[1:] == ["web: Running", "└─ db ready: Running"]

@@ -23,6 +23,7 @@ COMMANDS = (
     queries.list_,
     queries.status,
     queries.why,
+    queries.graph,
     commands.start,
     commands.stop,
     commands.restart,

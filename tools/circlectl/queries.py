@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import click
 
@@ -33,6 +34,9 @@ from .session import (
     write,
 )
 from .words import NONE, Record, escaped
+
+if TYPE_CHECKING:
+    from registry.questions.graph import Branch
 
 CHECK_TIMEOUT_S = 600.0
 """How long the answer of checks may take; each of them ends after its own `timeout`."""
@@ -155,6 +159,59 @@ def status(session: Session, names: tuple[str, ...], at: str | None) -> int:
     if unknown:
         return exits.UNKNOWN_SERVICE
     return exits.WELL if all(r["status"] == "Running" for r in found) else exits.NOT_RUNNING
+
+
+@click.command(epilog=SELECTION)
+@any_names
+@at
+@click.option("--dot", "form", flag_value="dot", help="For Graphviz.")
+@click.option("--mermaid", "form", flag_value="mermaid", help="For Mermaid, as in Markdown.")
+@common
+@click.pass_obj
+def graph(session: Session, names: tuple[str, ...], at: str | None, form: str | None) -> int:
+    """Show who depends on whom, on which condition, and whether that is met.
+
+    Below each service is what it needs. With NAME only those, and what they need.
+
+    \b
+    Examples:
+      circlectl graph
+      circlectl graph web --at 03:14
+      circlectl graph --dot | dot -Tsvg > services.svg
+    """
+    asked = {} if not names or EVERYTHING in names else {"service": list(names)}
+    answer = session.past("graph", at, **asked)
+    session.show(answer, lambda: _graph(session.screen, answer, form))
+    return exits.WELL
+
+
+def _graph(screen: Screen, answer: Record, form: str | None) -> Iterator[str]:
+    """The picture, or the text of one."""
+    import msgspec  # as the answer is read by the type that the questions give it
+
+    from registry.questions import graph as pictures
+
+    nodes = msgspec.convert(answer["services"], list[pictures.Node])
+    if form is not None:
+        yield pictures.dot(nodes) if form == "dot" else pictures.mermaid(nodes)
+        return
+    lines = {} if screen.has_boxes else {"last": "`- ", "other": "|- ", "pipe": "|  "}
+    branches = (_branch(screen, each) for each in pictures.tree(nodes, **lines))
+    yield from _dated(answer["moment"], branches if nodes else [NO_SERVICES])
+
+
+def _branch(screen: Screen, branch: Branch) -> str:
+    node, need = branch.node, branch.need
+    state = screen.state(escaped(node.status))
+    record = {"name": node.name, "reason": node.reason}
+    why = "" if node.status == "Running" else f", {words.reason(record)}"
+    again = " (as above)" if branch.again else ""
+    if need is None:
+        return f"{branch.prefix}{screen.bold(escaped(node.name))}: {state}{why}{again}"
+    follows = ", whose restarts it follows" if need.restart else ""
+    unmet = "" if need.met else f" ({screen.state('not met')})"
+    name = f"{escaped(node.name)} {escaped(need.condition)}{follows}{unmet}"
+    return f"{branch.prefix}{name}: {state}{why}{again}"
 
 
 @click.command()

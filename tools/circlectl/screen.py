@@ -27,6 +27,7 @@ _COLOURS = {
     "unhealthy": "31",
     "ok": "32",
     "failed": "31",
+    "not met": "31",
 }
 _MARKS = {"+": "32", "-": "31", "~": "33"}
 _BOLD = "1"
@@ -40,6 +41,7 @@ class Screen:
         self.width = _width(stream, environment) if self.is_terminal else None
         self.colours = _wants_colours(environment, self.is_terminal)
         self.ellipsis = _if_encodable("\u2026", stream, "...")
+        self.has_boxes = _if_encodable("\u251c\u2500", stream, "") != ""
         self.branch = _if_encodable("\u2514 ", stream, "`- ")
 
     def state(self, word: str) -> str:
