@@ -25,6 +25,7 @@ from registry.journal.schema import APPEND, CREATE, SELECT
 
 _encode = msgspec.json.Encoder().encode
 _WAL_BYTES_KEPT = 16_777_216
+_NEVER_NS = 2**63 - 1
 
 
 class Journal:
@@ -37,6 +38,8 @@ class Journal:
         self.seq = 0
         self.hash = NO_HASH
         self._snapshot_seq = 0
+        self._times_after = 0
+        self._first_ns = self._batch_first_ns = _NEVER_NS
         self._writer = writer
         self._reader = reader
         self._appending = asyncio.Lock()
@@ -78,12 +81,14 @@ class Journal:
     async def _find_head(self) -> None:
         for row in await self._ask(f"{SELECT} ORDER BY seq DESC LIMIT 1", ()):
             self.seq, self.hash = row[0], row[-1]
+            self._times_after = self.seq
 
     async def fold(self) -> Projection:
         """The fold of everything, from the latest snapshot on. Raises JournalError, JournalDamaged."""
         projection = await self._latest_snapshot() or Projection()
-        self._snapshot_seq = projection.seq
+        self._snapshot_seq = self._times_after = projection.seq
         while records := await self.read(since=projection.seq):
+            self._note_times(records)
             try:
                 projection.fold(records)
             # no registry wrote this: an event of a service that was never declared, say
@@ -111,9 +116,17 @@ class Journal:
         if projection.seq > self.seq or not (is_due or (at_end and events >= snapshots.AT_END)):
             return
         self._snapshot_seq = projection.seq
+        after, self._times_after = self._times_after, projection.seq
+        # of the latest batch some may be beyond the projection, so it counts for what follows, too
+        first_ns, self._first_ns = self._first_ns, self._batch_first_ns
         state = snapshots.encode(projection)
         with suppress(sqlite3.Error):
             await self._writer.execute(snapshots.KEEP, (FOLD, state, projection.seq))
+            await self._writer.execute(snapshots.KEEP_TIMES, (after, first_ns, projection.seq))
+
+    def _note_times(self, records: Sequence[Record]) -> None:
+        self._batch_first_ns = min(record.at_ns for record in records)
+        self._first_ns = min(self._first_ns, self._batch_first_ns)
 
     async def append(self, records: Sequence[Record]) -> None:
         """Commit records as one transaction. Raises JournalError; then nothing of them is there."""
@@ -129,6 +142,7 @@ class Journal:
             except sqlite3.Error as error:
                 raise JournalError(f"cannot write to the journal {self.path}: {error}") from None
             self.seq, self.hash = rows[-1][0], rows[-1][-1]
+            self._note_times(records)
 
     async def read(
         self,
@@ -202,6 +216,7 @@ async def _prepare(writer: aiosqlite.Connection, path: Path, durability: str) ->
     if is_new:
         await writer.executescript(f"BEGIN IMMEDIATE;{CREATE}COMMIT;")
     await writer.execute(snapshots.CREATE)
+    await writer.execute(snapshots.CREATE_TIMES)
 
 
 async def _number(connection: aiosqlite.Connection, question: str) -> int:

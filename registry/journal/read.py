@@ -311,9 +311,33 @@ def first_seq_at(connection: Connection, at_ns: int) -> int:
 
 
 def last_seq_at(connection: Connection, at_ns: int) -> int:
-    """The number of the last event in sequence that is not later than `at_ns` (UTC); 0 where none is."""
-    question = "SELECT seq FROM events WHERE at_ns <= ? ORDER BY seq DESC LIMIT 1"
-    return _number(_ask(connection, question, (at_ns,)))
+    """The number of the last event in sequence that is not later than `at_ns` (UTC); 0 where none is.
+
+    Times need not follow the order of events, so all that comes after it has to be known to be later.
+    """
+    below = _INTEGER_MAX
+    for seq, after, first_ns in _times(connection):
+        if seq > below:
+            continue
+        if found := _last_between(connection, seq, below, at_ns):
+            return found
+        below = seq
+        if first_ns > at_ns:
+            below = after
+    return _last_between(connection, _INTEGER_MIN, below, at_ns)
+
+
+def _last_between(connection: Connection, after: int, last: int, at_ns: int) -> int:
+    question = (
+        "SELECT seq FROM events WHERE seq > ? AND seq <= ? AND at_ns <= ? ORDER BY seq DESC LIMIT 1"
+    )
+    return _number(_ask(connection, question, (after, last, at_ns)))
+
+
+def _times(connection: Connection) -> list[Row]:
+    if not _ask(connection, snapshots.TIMES_ARE_THERE):
+        return []
+    return _ask(connection, snapshots.TIMES)
 
 
 def _number(rows: list[Row]) -> int:
@@ -455,7 +479,7 @@ def verify(connection: Connection, head: str | None = None) -> Verdict:
             seq, previous = row[0], row[-1]
             if previous == head:
                 head_seq = seq
-        trouble = _damage(connection) or _false_snapshot(connection)
+        trouble = _damage(connection) or _false_snapshot(connection) or _false_times(connection)
     except JournalError as error:
         trouble = str(error)
     return Verdict(seq, previous, trouble, head_seq)
@@ -476,6 +500,14 @@ def _false_snapshot(connection: Connection) -> str | None:
             projection.fold(records)
         if _snapshot(connection, seq) != projection:
             return f"the snapshot at event {seq} is not what the events come to: delete it from snapshots"
+    return None
+
+
+def _false_times(connection: Connection) -> str | None:
+    for seq, after, first_ns in _times(connection):
+        question = "SELECT 1 FROM events WHERE seq > ? AND seq <= ? AND at_ns < ? LIMIT 1"
+        if _ask(connection, question, (after, seq, first_ns)):
+            return f"an event is earlier than the row {seq} of times says: delete it from times"
     return None
 
 

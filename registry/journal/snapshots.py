@@ -1,7 +1,7 @@
 """Snapshots: what the fold of a journal came to at some events, so that not everything is folded again.
 
-They are caches: one counts only where its event is still the one it was made at, and where it was made by
-the fold of this version. Whoever deletes them changes no answer.
+They are caches, as is `times`: one counts only where its event is still the one it was made at, and where it was
+made by the fold of this version. Whoever deletes them changes no answer.
 """
 
 from __future__ import annotations
@@ -18,6 +18,20 @@ CREATE TABLE IF NOT EXISTS snapshots (
     state BLOB NOT NULL
 ) STRICT
 """
+CREATE_TIMES = """
+CREATE TABLE IF NOT EXISTS times (
+    seq      INTEGER PRIMARY KEY,
+    hash     TEXT NOT NULL,
+    after    INTEGER NOT NULL,
+    first_ns INTEGER NOT NULL
+) STRICT
+"""
+"""Beside snapshots: no event above `after` up to `seq` is earlier (UTC) than `first_ns`, so that a time is found
+without reading all that is later, though clocks are set back.
+"""
+KEEP_TIMES = "INSERT OR REPLACE INTO times SELECT seq, hash, ?, ? FROM events WHERE seq = ?"
+TIMES = "SELECT seq, after, first_ns FROM times JOIN events USING (seq, hash) ORDER BY seq DESC"
+TIMES_ARE_THERE = "SELECT 1 FROM sqlite_schema WHERE name = 'times'"
 KEEP = "INSERT OR REPLACE INTO snapshots SELECT seq, hash, ?, ? FROM events WHERE seq = ?"
 NEAREST = """
 SELECT snapshots.state FROM snapshots JOIN events USING (seq, hash)

@@ -170,3 +170,41 @@ async def test_verification_finds_a_snapshot_that_lies(opened, story, path, ofte
     )
     change(path, "DELETE FROM snapshots")
     assert trouble(path) is None
+
+
+# --- times ----------------------------------------------------------------------------------------
+
+
+async def test_beside_each_snapshot_is_the_earliest_time_since_the_one_before(
+    opened, story, path, often
+):
+    journal = await opened()
+    for at in range(0, 180, 60):
+        await journal.append(story[at : at + 60])
+        await journal.keep_snapshot(folded(story[: at + 60]))
+    rows = change(path, "SELECT seq, after, first_ns FROM times")
+    assert [row[:2] for row in rows] == [(60, 0), (120, 60), (180, 120)]
+    for seq, after, first_ns in rows:
+        assert first_ns <= min(record.at_ns for record in story[after:seq])
+    assert rows[0][2] == story[0].at_ns
+
+
+async def test_of_events_that_nobody_read_no_time_is_told(opened, story, path, often):
+    """A journal that was opened, and not folded."""
+    await (await opened()).append(story[:100])
+    journal = await opened()
+    await journal.append(story[100:120])
+    await journal.keep_snapshot(folded(story[:120]))
+    assert change(path, "SELECT seq, after FROM times") == [(120, 100)]
+
+
+async def test_verification_finds_a_time_that_lies(opened, story, path, often):
+    journal = await opened()
+    await journal.append(story)
+    await journal.keep_snapshot(folded(story))
+    await journal.close()
+    assert trouble(path) is None
+    change(path, "UPDATE times SET first_ns = first_ns + 1")
+    assert trouble(path) == (
+        "an event is earlier than the row 185 of times says: delete it from times"
+    )
