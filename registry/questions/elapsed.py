@@ -16,29 +16,29 @@ class Elapsed:
 
     def __init__(self, beginning: Now, boot_id: str | None) -> None:
         self.now_ns = 0
-        self._latest = beginning
+        self._at_ns, self._mono_ns = beginning.at_ns, beginning.mono_ns
         self._boot_id = boot_id
 
     def take(self, record: Record) -> int:
         """Go on to a record; how much has passed since the beginning."""
-        event = record.event
         self.now_ns += self.passed_ns(record)
-        self._latest = Now(record.at_ns, record.mono_ns)
-        if isinstance(event, RegistryStarted):
-            self._boot_id = event.boot_id
+        self._at_ns, self._mono_ns = record.at_ns, record.mono_ns
+        if isinstance(record.event, RegistryStarted):
+            self._boot_id = record.event.boot_id
         return self.now_ns
 
     def passed_ns(self, record: Record) -> int:
         """How much passes between the latest record and this one."""
         event = record.event
         if isinstance(event, RegistryStarted) and self._boot_id not in (None, event.boot_id):
-            return max(0, record.at_ns - self._latest.at_ns)
-        return self.until_ns(Now(record.at_ns, record.mono_ns))
+            return self.utc_until_ns(record.at_ns)
+        passed_ns = record.mono_ns - self._mono_ns
+        return passed_ns if passed_ns > 0 else 0
 
     def until_ns(self, moment: Now) -> int:
         """How much passes between the latest record and a moment of the same boot."""
-        return max(0, moment.mono_ns - self._latest.mono_ns)
+        return max(0, moment.mono_ns - self._mono_ns)
 
     def utc_until_ns(self, at_ns: int) -> int:
         """How much passes between the latest record and a time in UTC."""
-        return max(0, at_ns - self._latest.at_ns)
+        return max(0, at_ns - self._at_ns)

@@ -19,7 +19,7 @@ import msgspec
 from registry.core import events as ev
 from registry.core.lifecycle import Reason, State
 from registry.core.projection import Projection
-from registry.core.service import UP, Service
+from registry.core.service import UP, Service, evolve
 from registry.questions.elapsed import Elapsed
 from registry.questions.records import rfc3339
 
@@ -31,9 +31,21 @@ STATES = (*(state.value for state in State), UNDECLARED, UNKNOWN)
 """What the time of a service is divided into."""
 
 _LIFE_BEGINS = (ev.JournalCreated, ev.JournalCopied)
-_TELLING = (ev.Moved, ev.Resynced, ev.RegistryStarted)
+_RENEWING = frozenset({ev.Defined, ev.Redefined, ev.Resynced, ev.Adopted})
 _ENDS = (ev.Exited, ev.Lost, ev.GroupEmptied, ev.Adopted, ev.Spawned, ev.Resynced, ev.Removed)
+_TELLING = frozenset(
+    {
+        ev.Resynced,
+        ev.RegistryStarted,
+        *_LIFE_BEGINS,
+        *(kind for kind in ev.TYPES.values() if issubclass(kind, ev.Moved)),
+    }
+)
+"""The events that tell of states, and of what is wanted; of all others only the times count."""
 _ENDED_FOR_IT = (ev.StartTimedOut, ev.BecameUnhealthy, ev.MemoryExceeded, ev.StopTimedOut)
+_COUNTING = frozenset(
+    {ev.SpawnFailed, ev.Exited, ev.Lost, ev.Spawned, ev.RestartScheduled, *_ENDED_FOR_IT}
+)
 
 
 class Side(StrEnum):
@@ -137,7 +149,7 @@ class _Account:
 
     def enter(self, state: str, side: Side, now_ns: int, at_ns: int) -> None:
         """It is in another state, or counts as something else, from `now_ns` on."""
-        if state == self.state and side is self.side:
+        if side is self.side and state == self.state:
             return
         self._spend(now_ns)
         self.state = state
@@ -253,7 +265,9 @@ class Ledger:
         for name in [n for n in projection.services if names and n not in names]:
             del projection.services[name]
         for service in projection.services.values():
-            self._enter(self._account(service.name), service, lead_ns, beginning.at_ns)
+            account = self._account(service.name)
+            self._declare(account, service)
+            account.enter(service.state, _side(service), lead_ns, beginning.at_ns)
 
     def fold(self, records: Iterable[ev.Record]) -> None:
         """Take in further records, in order."""
@@ -262,13 +276,14 @@ class Ledger:
 
     def _take(self, record: ev.Record) -> None:
         event = record.event
-        if isinstance(event, _LIFE_BEGINS):  # written with the start that tells of which boot it is
+        is_telling = type(event) in _TELLING
+        if is_telling and isinstance(event, _LIFE_BEGINS):  # the start that follows tells its boot
             return
         before_ns = self.elapsed.now_ns + self._lead_ns
         now_ns = self.elapsed.take(record) + self._lead_ns
         if now_ns > before_ns:
             self._earlier_ns = before_ns
-        if not isinstance(event, _TELLING):
+        if not is_telling:
             return
         if isinstance(event, ev.RegistryStarted):
             self._registry_started(record, before_ns, now_ns)
@@ -280,10 +295,9 @@ class Ledger:
             self._accounts[name] = _Account(self._lead_ns)
         return self._accounts[name]
 
-    def _enter(self, account: _Account, service: Service, now_ns: int, at_ns: int) -> None:
+    def _declare(self, account: _Account, service: Service) -> None:
         account.position = service.definition.position
         account.is_oneshot = service.definition.oneshot
-        account.enter(service.state.value, _side(service), now_ns, at_ns)
 
     def _registry_started(self, record: ev.Record, before_ns: int, now_ns: int) -> None:
         """Nobody looked since the latest event: whether a run goes on is still to be found out."""
@@ -296,25 +310,31 @@ class Ledger:
         for service in self._projection.services.values():
             account = self._accounts[service.name]
             if account.doubt_ns is None:
-                self._enter(account, service, now_ns, record.at_ns)
+                account.enter(service.state, _side(service), now_ns, record.at_ns)
 
     def _service_told(self, record: ev.Record, name: str, now_ns: int) -> None:
         account, event = self._account(name), record.event
         before = self._projection.services.get(name)
         known = (before.run, before.moved_ns, before.restarts) if before else (0, 0, 0)
-        self._projection.fold((record,))
-        service = self._projection.services.get(name)
+        service = self._fold_one(before, record, name)
         if account.doubt_ns is not None and not self._resolve(account, record, known[0], now_ns):
             return
         if service is None:
             account.enter(UNDECLARED, Side.NEITHER, now_ns, record.at_ns)
             return
-        if isinstance(event, ev.Resynced):
-            now_ns = self._resync(account, record, service, known, now_ns)
-        elif isinstance(event, ev.Adopted) and service.run > known[0]:
-            account.doubt(self._unwatched_ns, now_ns, record.at_ns)
-        self._enter(account, service, now_ns, record.at_ns)
-        self._count(account, record, service)
+        if type(event) in _RENEWING:
+            now_ns = self._renew(account, record, service, known, now_ns)
+        account.enter(service.state, _side(service), now_ns, record.at_ns)
+        if type(event) in _COUNTING:
+            _count(account, event, service)
+
+    def _fold_one(self, before: Service | None, record: ev.Record, name: str) -> Service | None:
+        """The service as a record left it; what declares or removes one is for the projection."""
+        if before is not None and not isinstance(record.event, ev.Removed):
+            evolve(before, record)
+            return before
+        self._projection.fold((record,))
+        return self._projection.services.get(name)
 
     def _resolve(self, account: _Account, record: ev.Record, run: int, now_ns: int) -> bool:
         """Whether this says what became of a run while nobody looked; then that is accounted for."""
@@ -327,6 +347,24 @@ class Ledger:
         else:
             account.doubt(account.doubt_ns, now_ns, record.at_ns)
         return True
+
+    def _renew(
+        self,
+        account: _Account,
+        record: ev.Record,
+        service: Service,
+        known: tuple[int, int, int],
+        now_ns: int,
+    ) -> int:
+        """It is declared, or has a state of which no event tells how it came; from when on it is known to be in it."""
+        self._declare(account, service)
+        if isinstance(record.event, ev.Resynced):
+            return self._resync(account, record, service, known, now_ns)
+        is_new = isinstance(record.event, ev.Adopted) and service.run > known[0]
+        if is_new:  # found, and begun while nothing could be written
+            account.runs += 1
+            account.doubt(self._unwatched_ns, now_ns, record.at_ns)
+        return now_ns
 
     def _resync(
         self,
@@ -345,17 +383,6 @@ class Ledger:
         since_ns = max(self._earlier_ns, now_ns - max(0, record.mono_ns - service.moved_ns))
         account.doubt(self._earlier_ns, since_ns, record.at_ns)
         return since_ns
-
-    def _count(self, account: _Account, record: ev.Record, service: Service) -> None:
-        event = record.event
-        if _is_failure(event, service):
-            account.fail()
-        elif isinstance(event, ev.Spawned) or (
-            isinstance(event, ev.Adopted) and event.reason is Reason.UNJOURNALED
-        ):
-            account.runs += 1
-        elif isinstance(event, ev.RestartScheduled) and event.reason is not Reason.NEVER_RAN:
-            account.restarts += 1
 
     def close(self, until_ns: int, tail_ns: int, known: Known) -> Report:
         """The report of a period that ends at `until_ns` (UTC), `tail_ns` after the record that was taken last."""
@@ -381,6 +408,15 @@ def _has_run(service: Service) -> bool:
     return service.state is State.STOPPING or (service.state in UP and service.pid is not None)
 
 
+def _count(account: _Account, event: ev.Event, service: Service) -> None:
+    if _is_failure(event, service):
+        account.fail()
+    elif isinstance(event, ev.Spawned):
+        account.runs += 1
+    elif isinstance(event, ev.RestartScheduled) and event.reason is not Reason.NEVER_RAN:
+        account.restarts += 1
+
+
 def _is_failure(event: ev.Event, service: Service) -> bool:
     """Whether a run that was wanted failed by it, or could not begin; `service` is what it left."""
     if not service.wanted:
@@ -389,7 +425,7 @@ def _is_failure(event: ev.Event, service: Service) -> bool:
         return True
     if isinstance(event, _ENDED_FOR_IT):
         return event.dest is State.STOPPING
-    if not isinstance(event, ev.Exited | ev.Lost) or event.source is State.STOPPING:
+    if not isinstance(event, (ev.Exited, ev.Lost)) or event.source is State.STOPPING:
         return False
     if isinstance(event, ev.Exited) and event.never_ran:
         return False
