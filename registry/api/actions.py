@@ -186,6 +186,39 @@ class EventsParams(Params, frozen=True):
     seen: bool = False
 
 
+class HistoryParams(Params, frozen=True):
+    """One or more services, as of every command, also such as were removed. The latest `limit` runs of each some part
+    of which lies between the times `since` and `until` (as in `logs`).
+    """
+
+    service: str | list[str]
+    since: str | None = None
+    until: str | None = None
+    limit: int = 20
+
+
+class DiffParams(Params, frozen=True):
+    """From one moment to another, as `at` in `list_services`; of one or more services, or, when absent, of all."""
+
+    since: str
+    until: str
+    service: str | list[str] | None = None
+
+
+class ReportParams(Params, frozen=True):
+    """One or more services, all when absent, between the times `since` and `until` (the journal's beginning, and now).
+
+    With `boot` how the latest start of the registry went, or the latest before `at`; `service` is one whose critical
+    chain is told.
+    """
+
+    service: str | list[str] | None = None
+    since: str | None = None
+    until: str | None = None
+    boot: bool = False
+    at: str | None = None
+
+
 class HeartbeatParams(Params, frozen=True):
     """A sign of life of `service`, for its `heartbeat:` check (all of them, or the one called `check`)."""
 
@@ -377,6 +410,32 @@ ACTIONS: dict[str, Action] = {
             "The journal from a sequence number.",
             '[event], with seen {"seen","events"}; with follow a stream of such pages that misses nothing',
             (ErrorCode.UNKNOWN_SERVICE, ErrorCode.OUT_OF_RANGE),
+        ),
+        Action(
+            "history",
+            HistoryParams,
+            Role.OBSERVE,
+            "The runs of services: when each began and ended, how, and what was behind that.",
+            '[{"service","runs":[{"run","started","ready_s","ended","ran_s","exit_code","signal","reason","changed",'
+            '"started_by","ended_by",...}],"is_cut"}]',
+            (*_PAST_ERRORS, ErrorCode.INVALID_PARAMS),
+        ),
+        Action(
+            "diff",
+            DiffParams,
+            Role.OBSERVE,
+            "What changed between two moments, and who asked for it.",
+            '{"since","until","events","services":[{"service","change","before","after","keys"}],"acts":[event],"is_cut"}',
+            (*_PAST_ERRORS, ErrorCode.INVALID_PARAMS),
+        ),
+        Action(
+            "report",
+            ReportParams,
+            Role.OBSERVE,
+            "How available services were; with `boot` what took how long when the registry started.",
+            '{"period","services":[{"service","availability","states_s","outages","mtbf_s","mttr_s","restarts",...}]}; '
+            'with boot {"seq","at","seconds","services","chain",...}',
+            (*_PAST_ERRORS, ErrorCode.INVALID_PARAMS),
         ),
         Action(
             "heartbeat",

@@ -26,13 +26,16 @@ from registry.api.access import Peer
 from registry.api.actions import (
     ApiError,
     ApplyParams,
+    DiffParams,
     ErrorCode,
     EventsParams,
     HealthParams,
     HeartbeatParams,
+    HistoryParams,
     ListParams,
     LogsParams,
     NoParams,
+    ReportParams,
     SelectionParams,
     ShowParams,
     ShutdownParams,
@@ -53,11 +56,21 @@ from registry.core.lifecycle import State
 from registry.core.service import Service
 from registry.held import RETRY_S
 from registry.host.capabilities import FALLBACKS, Capabilities
+from registry.host.clock import Clock
 from registry.host.health import Attempt
 from registry.journal import SQLITE_VERSION
 from registry.logs.read import Selection, tail
 from registry.logs.target import LogTarget
-from registry.past.answers import GraphThen, ListThen, StatusThen, WhyThen
+from registry.past.answers import (
+    BootOf,
+    DiffOf,
+    GraphThen,
+    HistoryOf,
+    ListThen,
+    ReportOf,
+    StatusThen,
+    WhyThen,
+)
 from registry.questions.graph import graph
 from registry.questions.moments import AT_EXAMPLES, EXAMPLES, SEQ, At, Moment, at, moment
 from registry.questions.plan import Plan
@@ -79,6 +92,7 @@ PAGE = 1000
 LINES, LINES_MAX = 50, 100_000
 SEEN_EVERY_S = 1.0
 """How often who follows some events only is told how far all were looked at, while others happen."""
+RUNS_MAX = 100_000
 _NAMED_MAX = 8
 _encode = msgspec.json.Encoder().encode
 EventsPage = list[EventRecord] | dict[str, Any]
@@ -170,6 +184,9 @@ class Handlers:
             "health": self._health,
             "logs": self._logs,
             "events": self._events,
+            "history": self._history,
+            "diff": self._diff,
+            "report": self._report,
             "heartbeat": self._heartbeat,
             "version": self._version,
             "shutdown": self._shutdown,
@@ -224,6 +241,30 @@ class Handlers:
             return await self._past.ask(question, params)
         except Refusal as refusal:
             raise api_error(refusal) from None
+
+    def _history(self, params: HistoryParams, _peer: Peer) -> Awaitable[msgspec.Raw]:
+        if not 1 <= params.limit <= RUNS_MAX:
+            message = f"limit: {params.limit} is not between 1 and {RUNS_MAX}"
+            raise ApiError(ErrorCode.INVALID_PARAMS, message)
+        since, until = _moment("since", params.since), _moment("until", params.until)
+        return self._ask("history", HistoryOf(params.service, since, until, params.limit))
+
+    def _diff(self, params: DiffParams, _peer: Peer) -> Awaitable[msgspec.Raw]:
+        since, until = _at(params.since, "since"), _at(params.until, "until")
+        return self._ask("diff", DiffOf(since, until, params.service))
+
+    def _report(self, params: ReportParams, _peer: Peer) -> Awaitable[msgspec.Raw]:
+        since, until = _moment("since", params.since), _moment("until", params.until)
+        if params.boot and (since or until):
+            message = "boot: it is one start; leave out since and until, or write at"
+            raise ApiError(ErrorCode.INVALID_PARAMS, message)
+        if params.at is not None and not params.boot:
+            message = "at: it goes with boot; write since and until"
+            raise ApiError(ErrorCode.INVALID_PARAMS, message)
+        if params.boot:
+            at_ = _at(params.at) if params.at is not None else None
+            return self._ask("boot", BootOf(at_, params.service))
+        return self._ask("report", ReportOf(params.service, since, until, Clock().now()))
 
     def _health(self, params: HealthParams, _peer: Peer) -> list[dict[str, Any]]:
         services = (
@@ -630,12 +671,12 @@ def _moment(name: str, text: str | None) -> Moment | None:
     return found
 
 
-def _at(text: str) -> At:
-    """The moment, now at the latest, or event that `at` names. Raises ApiError."""
+def _at(text: str, name: str = "at") -> At:
+    """The moment, now at the latest, or event that a parameter names. Raises ApiError."""
     now_ns = time.time_ns()
     found = at(text, now_ns)
     if found is None:
-        message = f"at: '{text[:64]}' is no time and no event; write for example {AT_EXAMPLES}"
+        message = f"{name}: '{text[:64]}' is no time and no event; write for example {AT_EXAMPLES}"
         raise ApiError(ErrorCode.INVALID_PARAMS, message)
     return Moment(*(min(each, now_ns) for each in found)) if isinstance(found, Moment) else found
 

@@ -11,15 +11,22 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from registry.core.events import Record
+from registry.core.events import Now, Record
 from registry.core.service import Service
 from registry.journal.errors import JournalError
-from registry.journal.read import Connection, Selection, latest
-from registry.past.then import then
+from registry.journal.read import Connection, Selection, fold, last_seq, latest
+from registry.past.boot import boot
+from registry.past.difference import changes
+from registry.past.history import history
+from registry.past.report import report
+from registry.past.then import seq_of, then
 from registry.past.why import why, why_seq
 from registry.questions import names
+from registry.questions.boot import Boot
+from registry.questions.difference import Difference
 from registry.questions.graph import graph
-from registry.questions.moments import At
+from registry.questions.history import History
+from registry.questions.moments import At, Moment
 from registry.questions.records import (
     EVENTS_LOOKED_AT,
     NOT_JOURNALED,
@@ -27,7 +34,8 @@ from registry.questions.records import (
     service_detail,
     service_record,
 )
-from registry.questions.refusal import UNREADABLE, Refusal
+from registry.questions.refusal import INVALID, UNREADABLE, Refusal
+from registry.questions.report import Report
 from registry.questions.why import Why
 
 _encode = msgspec.json.Encoder().encode
@@ -104,6 +112,87 @@ def _why(journal: Connection, asked: WhyThen) -> Why:
     return why(journal, then(journal, asked.at), asked.service)
 
 
+# --- history, diff, report ------------------------------------------------------------------------
+
+Names = str | list[str] | None
+"""The services that are meant; none for all."""
+
+
+class HistoryOf(msgspec.Struct, frozen=True):
+    """The runs of services some part of which lies between two times, the latest `limit` of each."""
+
+    service: str | list[str]
+    since: Moment | None = None
+    until: Moment | None = None
+    limit: int | None = None
+
+
+class DiffOf(msgspec.Struct, frozen=True):
+    """What changed between two moments."""
+
+    since: At
+    until: At
+    service: Names = None
+
+
+class ReportOf(msgspec.Struct, frozen=True):
+    """How available services were between two times; `now` is given where the journal's registry runs."""
+
+    service: Names = None
+    since: Moment | None = None
+    until: Moment | None = None
+    now: Now | None = None
+
+
+class BootOf(msgspec.Struct, frozen=True):
+    """How the latest start of the registry up to a moment went; the critical chain is that of one service."""
+
+    at: At | None = None
+    service: Names = None
+
+
+def _history(journal: Connection, asked: HistoryOf) -> list[History]:
+    chosen = _named(journal, asked.service)
+    return [
+        history(journal, name, since=asked.since, until=asked.until, limit=asked.limit)
+        for name in chosen
+    ]
+
+
+def _diff(journal: Connection, asked: DiffOf) -> Difference:
+    since, until = seq_of(journal, asked.since), seq_of(journal, asked.until)
+    return changes(journal, since, until, _chosen(journal, asked.service))
+
+
+def _report(journal: Connection, asked: ReportOf) -> Report:
+    chosen = _chosen(journal, asked.service)
+    return report(journal, chosen, since=asked.since, until=asked.until, now=asked.now)
+
+
+def _boot(journal: Connection, asked: BootOf) -> Boot:
+    chosen = _chosen(journal, asked.service)
+    if len(chosen) > 1:
+        raise Refusal(INVALID, "service: the longest way leads to one service; name one")
+    last = seq_of(journal, asked.at) if asked.at is not None else last_seq(journal)
+    return boot(journal, last, chosen[0] if chosen else None)
+
+
+def _chosen(journal: Connection, given: Names) -> list[str]:
+    """The names that are meant; none where all are."""
+    return [] if given in (None, names.ALL, [names.ALL]) else _named(journal, given or [])
+
+
+def _named(journal: Connection, given: str | list[str]) -> list[str]:
+    """The names that are meant, of services that are declared or were. Raises Refusal."""
+    projection = fold(journal, last_seq(journal))
+    meant = names.select(given, projection)
+    for name in meant:
+        was = Selection(services=(name,))
+        if name not in projection.services and not latest(journal, was, 1):
+            raise names.unknown(name, projection)
+    return meant
+
+
 # --- the table ------------------------------------------------------------------------------------
 
 
@@ -119,6 +208,10 @@ QUESTIONS: dict[str, Question] = {
     "status": Question(StatusThen, _status),
     "graph": Question(GraphThen, _graph),
     "why": Question(WhyThen, _why),
+    "history": Question(HistoryOf, _history),
+    "diff": Question(DiffOf, _diff),
+    "report": Question(ReportOf, _report),
+    "boot": Question(BootOf, _boot),
 }
 
 

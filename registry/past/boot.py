@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from registry.journal.read import Connection, Selection, fold, pages, start_up_to
 from registry.questions.boot import Beginning, Boot
+from registry.questions.refusal import INVALID, Refusal
 
 
-def boot(journal: Connection, last: int, name: str | None = None) -> Boot | None:
+def boot(journal: Connection, last: int, name: str | None = None) -> Boot:
     """The latest start of the registry up to event `last`, with the critical chain of `name`, or of what was done last.
 
-    None where there is no start. Raises JournalError.
+    Raises Refusal where there is no start, JournalError.
     """
     started = start_up_to(journal, last)
     if started is None:
-        return None
+        message = f"no start of the registry is in the journal up to event {last}"
+        raise Refusal(INVALID, message)
     beginning = Beginning(fold(journal, started.seq), started)
     for records in pages(journal, Selection(after=started.seq)):
         beginning.fold(records)

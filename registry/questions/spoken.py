@@ -15,7 +15,7 @@ from registry.questions.timeline import printable, said
 
 NONE = "-"
 _RUNS = ("RUN", "STARTED", "READY", "RAN", "ENDED", "WHY")
-_SERVICES = ("NAME", "AVAILABLE", "DOWN", "OUTAGES", "LONGEST", "MTBF", "MTTR", "RESTARTS")
+_SERVICES = ("NAME", "AVAILABLE", "DOWN", "OUTAGES", "LONGEST", "MTBF", "MTTR", "DETAIL")
 _STARTS = ("NAME", "TOOK", "WAITED", "SPAWN", "READY", "RESULT")
 _SIGNS = {"add": "+", "remove": "-", "change": "~"}
 
@@ -201,12 +201,13 @@ def _service(told: ServiceReport) -> list[str]:
         f"{span(longest.seconds)}{ongoing}" if longest is not None else NONE,
         span(told.mtbf_s),
         span(told.mttr_s),
-        ", ".join(_restarts(told)),
+        ", ".join(_detail(told)),
     ]
 
 
-def _restarts(told: ServiceReport) -> Iterator[str]:
-    yield str(told.restarts)
+def _detail(told: ServiceReport) -> Iterator[str]:
+    if told.restarts:
+        yield _count(told.restarts, "restart")
     if told.restarts and told.restarts_per_day is not None:
         yield f"{told.restarts_per_day:.3g} a day"
     if told.unknown_s:

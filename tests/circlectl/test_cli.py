@@ -32,6 +32,9 @@ SELECTING = [
     "status",
     "health",
     "logs",
+    "history",
+    "diff",
+    "report",
 ]
 
 

@@ -12,6 +12,7 @@ from registry.core.events import Actor, JournalCreated
 from registry.core.lifecycle import Reason
 from registry.past.boot import boot
 from registry.questions.boot import Boot
+from registry.questions.refusal import Refusal
 
 DB = Definition("db", ("./db",), ready=Ready.NOTIFY)
 SETUP = Definition("setup", ("./setup",), 1, oneshot=True, depends_on=(Dependency("db"),))
@@ -59,9 +60,7 @@ def told(story, opened):
     """The start as the story so far tells it."""
 
     def told_(name: str | None = None) -> Boot:
-        found = boot(opened(story.records), len(story.records), name)
-        assert found is not None
-        return found
+        return boot(opened(story.records), len(story.records), name)
 
     return told_
 
@@ -133,6 +132,6 @@ def test_of_an_earlier_moment_the_start_before_it_is_told(story, opened) -> None
     story.begin("boot-1", 301, fresh=False)
     journal = opened(story.records)
     found = boot(journal, at)
-    assert found is not None
     assert (found.seq, found.pid, len(found.services)) == (cause, 300, 4)
-    assert boot(journal, 1) is None
+    with pytest.raises(Refusal, match="no start of the registry is in the journal up to event 1"):
+        boot(journal, 1)

@@ -107,14 +107,14 @@ def test_json_is_what_the_questions_answer(journal: Path, read, replay) -> None:
         (
             ["--diff", "seq:9", "seq:8"],
             1,
-            "event 9, is after the second, event 8: write the earlier",
+            "after event 8: write the earlier first",
         ),
         (["--diff", "seq:9", "seq:999"], 1, "event 999"),
         (["--diff", "seq:9", "soon"], 2, "'soon' is not a time"),
         (
             ["--report", "--boot", "--at", "seq:1"],
             1,
-            "no start of the registry is in it up to event 1",
+            "no start of the registry is in the journal up to event 1",
         ),
         (["--report", "--at", "seq:9"], 2, "--report goes without --at: write --since and --until"),
         (

@@ -16,7 +16,7 @@ from click.shell_completion import BashComplete, add_completion_class
 import registry
 from registry.client import RegistryError
 
-from . import commands, configuration, exits, queries, streams
+from . import commands, configuration, exits, past, queries, streams
 from .session import Session, common, note
 
 COMMANDS = (
@@ -34,6 +34,9 @@ COMMANDS = (
     queries.check,
     streams.logs,
     streams.events,
+    past.history,
+    past.diff,
+    past.report,
     configuration.show,
     configuration.plan,
     configuration.apply,

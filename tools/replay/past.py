@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 
-from registry.journal import JournalError
 from registry.journal.read import Connection, last_seq
 from registry.past.boot import boot
 from registry.past.difference import changes
@@ -59,22 +58,16 @@ def reported(
 def started(
     journal: Connection, names: Sequence[str], seq: int | None, *, as_json: bool
 ) -> Iterator[str]:
-    """How the latest start of the registry up to event `seq` went. Raises JournalError where there is none."""
+    """How the latest start of the registry up to event `seq` went. Raises Refusal where there is none."""
     last = last_seq(journal) if seq is None else seq
     found = boot(journal, last, names[0] if names else None)
-    if found is None:
-        raise JournalError(f"no start of the registry is in it up to event {last}")
     yield from _shown(found, spoken.boot(found), as_json=as_json)
 
 
 def changed(
     journal: Connection, names: Sequence[str], since: int, until: int, *, as_json: bool
 ) -> Iterator[str]:
-    """What changed between the moments after two events. Raises JournalError where the second is the earlier."""
-    if since > until:
-        raise JournalError(
-            f"the first moment, event {since}, is after the second, event {until}: write the earlier first"
-        )
+    """What changed between the moments after two events. Raises Refusal where the second is the earlier."""
     found = changes(journal, since, until, names)
     yield from _shown(found, spoken.difference(found), as_json=as_json)
 
