@@ -175,7 +175,8 @@ function whyPanel(story, i, { go, close }) {
 
 function rootWords(story, chain) {
   const [events, at] = chain.at(-1);
-  if (events.cause[at]) return "What led to that is not in this report.";
+  const isBefore = events !== story.events && events.type(at) === "probe_changed"; // owed to a run that is not known here
+  if (events.cause[at] || isBefore) return "What led to that is not in this report.";
   return chain.length > 1 ? "Nothing in the journal led to that: it is the root." : "Nothing in the journal led to it.";
 }
 

@@ -5,7 +5,7 @@ The one source of the HTML report and of the still picture. Times are microsecon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
@@ -14,7 +14,7 @@ import msgspec
 
 from registry.core.definition import Dependency
 from registry.core.dependencies import Graph
-from registry.core.events import Defined, Moved, OutputEnded, Record, Redefined
+from registry.core.events import Defined, Moved, OutputEnded, ProbeChanged, Record, Redefined
 from registry.core.lifecycle import State
 from registry.core.projection import Projection
 from registry.core.service import Service
@@ -168,7 +168,7 @@ def lanes(
     for record in records:
         drawing.take(record)
     found = drawing.finish()
-    found.elsewhere = _causes(found.events, find)
+    found.elsewhere = _causes(found.events, find, drawing.owed)
     return found
 
 
@@ -182,6 +182,7 @@ class _Drawing:
         self._lanes: dict[str, Lane] = {}
         self._events: list[Happening] = []
         self._axis = _Axis()
+        self.owed: dict[int, int] = {}
         self._look_at(projection.services, -1)
 
     def take(self, record: Record) -> None:
@@ -190,8 +191,18 @@ class _Drawing:
         index = len(self._events)
         has_changed = self._look_at(self._concerned(record), index)
         has_changed |= self._look_at(self._waiting_otherwise(record.service), index)
+        if (owed := self._owed_to(record)) is not None:
+            self.owed[record.seq] = owed
         if has_changed or record.service is None or self._is_chosen(record.service):
-            self._events.append(_happening(record, axis_us))
+            self._events.append(_happening(record, axis_us, owed))
+
+    def _owed_to(self, record: Record) -> int | None:
+        """What led to an event; that a check of a run succeeds is owed to that run's having been started."""
+        event = record.event
+        if record.cause is not None or not isinstance(event, ProbeChanged) or not event.ok:
+            return record.cause
+        service = self._projection.services.get(record.service or "")
+        return service.spawned_seq if service is not None and service.run == record.run else None
 
     def finish(self) -> Lanes:
         in_order = sorted(self._lanes.values(), key=lambda lane: (lane.position, lane.name))
@@ -288,7 +299,7 @@ class _Axis:
         return self._last_us
 
 
-def _happening(record: Record, axis_us: int) -> Happening:
+def _happening(record: Record, axis_us: int, cause: int | None) -> Happening:
     event = record.event
     return Happening(
         record.seq,
@@ -299,18 +310,21 @@ def _happening(record: Record, axis_us: int) -> Happening:
         record.type,
         kind_of(record),
         happened(event_record(record)),
-        record.cause,
+        cause,
         event.lines if isinstance(event, OutputEnded) else (),
     )
 
 
-def _causes(events: list[Happening], find: Find) -> list[Happening]:
+def _causes(events: list[Happening], find: Find, owed: Mapping[int, int]) -> list[Happening]:
     """What led to these events, and to that, as far as it is not among them."""
     known = {event.seq for event in events}
     found: dict[int, Happening] = {}
     missing = {event.cause for event in events if event.cause is not None} - known
     while missing:
-        new = [_happening(record, record.at_ns // _US) for record in find(sorted(missing))]
+        new = [
+            _happening(record, record.at_ns // _US, owed.get(record.seq, record.cause))
+            for record in find(sorted(missing))
+        ]
         found |= {event.seq: event for event in new}
         missing = {event.cause for event in new if event.cause is not None} - known - found.keys()
     return [found[seq] for seq in sorted(found)]

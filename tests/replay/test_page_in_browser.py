@@ -245,7 +245,8 @@ def test_a_click_on_a_mark_says_why_with_the_causes_back_to_the_root_and_the_log
     assert "audit, 11:19:43.671" in said
     numbers = shown.run(r"""[...document.querySelectorAll("#why .because li")]
         .map(line => Number(/#(\d+)$/.exec(line.innerText)[1]))""")
-    assert numbers == [181, 180, 177, 176, 175]
+    assert numbers == [181, 180, 177, 176, 175, 170, 169]
+    assert "by uid 1000 (circlectl, pid 8699)" in said
     assert "it is the root" in said
     assert "log of audit up to then" in said
     assert "asked to stop, stopping" in said
@@ -253,6 +254,14 @@ def test_a_click_on_a_mark_says_why_with_the_causes_back_to_the_root_and_the_log
     assert shown.run("story.events.seq[now.event]") == 177
     shown.press("#why .close")
     assert shown.run("$('why').hidden")
+
+
+def test_the_chain_of_an_event_is_that_which_why_tells(shown: Browser, replay) -> None:
+    chains = shown.run("""[...story.events.seq.keys()].map(
+        i => story.chain(i).map(([events, at]) => events.seq[at]))""")
+    for seq in range(12, 257, 11):
+        told = json.loads(replay(INCIDENT, "--why", f"seq:{seq}", "--json").out)
+        assert chains[seq - 1] == told["chain"], seq
 
 
 def test_the_last_words_of_a_run_are_shown_where_there_are_no_log_files(
@@ -273,7 +282,7 @@ def test_a_cause_outside_of_the_report_is_told(browser: Browser, reports: Path, 
     browser.open(path, "#seq=183&why=")
     said = browser.text("#why")
     assert "#175 (outside of this report)" in said
-    assert "it is the root" in said
+    assert "What led to that is not in this report." in said
     assert browser.complaints == []
 
 

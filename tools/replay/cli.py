@@ -273,7 +273,10 @@ _APART = {
     ),
     **dict.fromkeys(
         ("--html", "--svg"),
-        (("--verify", "--at", "--diff", "--history", "--report", "--json"), "it is a picture"),
+        (
+            ("--verify", "--at", "--diff", "--history", "--why", "--report", "--json"),
+            "it is a picture",
+        ),
     ),
 }
 # What makes sense only with another option

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import click
 
 from registry.core.events import Record
 from registry.journal import JournalError
@@ -125,7 +126,7 @@ def draw(
 
 def _write(name: str, text: str) -> None:
     if name == _STDOUT:
-        sys.stdout.write(text)
+        click.echo(text.encode(errors="replace"), nl=False)  # it says that it is UTF-8
         return
     path = Path(name)
     if _is_database(path):
