@@ -34,6 +34,7 @@ from registry.questions.moments import AT_EXAMPLES, EXAMPLES, At, Moment, moment
 from registry.questions.refusal import Refusal
 
 from . import answers, logs, past, pictures
+from .player import SPEED_MAX, SPEED_MIN, Player
 
 _INTERRUPTED = 128 + signal.SIGINT
 
@@ -80,6 +81,15 @@ def _two_moments(
 ) -> tuple[At, ...]:
     found = (_time_or_seq(ctx, param, text) for text in texts or ())
     return tuple(moment for moment in found if moment is not None)
+
+
+def _speed(_ctx: click.Context, _param: click.Parameter, text: str | None) -> float | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)x?", text)
+    if match is None or not SPEED_MIN <= float(match[1]) <= SPEED_MAX:
+        raise click.BadParameter(f"{text!r} is no speed; write for example 1, 60 or 0.5x")
+    return float(match[1])
 
 
 def _hash(_ctx: click.Context, _param: click.Parameter, text: str | None) -> str | None:
@@ -138,6 +148,13 @@ def _hash(_ctx: click.Context, _param: click.Parameter, text: str | None) -> str
     help="With --report: what took how long when the registry started last (with --at: before then).",
 )
 @click.option(
+    "--play",
+    "speed",
+    callback=_speed,
+    metavar="SPEED",
+    help="Watch it happen in the terminal, SPEED times as fast (60, 0.5x); with --at from then on.",
+)
+@click.option(
     "--logs",
     "folders",
     multiple=True,
@@ -185,6 +202,7 @@ def replay(
     limit: int | None,
     wants_report: bool,
     of_boot: bool,
+    speed: float | None,
     folders: tuple[Path, ...],
     as_json: bool,
     wants_verdict: bool,
@@ -223,6 +241,9 @@ def replay(
                 return _print_lines(past.changed(journal, services, *seqs, as_json=as_json))
             if why_of is not None:
                 return _print_lines(past.because(journal, why_of, at, as_json=as_json))
+            if speed is not None:
+                seq = seq_of(journal, at) if at is not None else None
+                return _play(Player(journal, speed, services, seq))
             if at is not None:
                 return _print_services(then(journal, at), services, as_json=as_json)
             selection = _selection(services, since, until)
@@ -265,6 +286,13 @@ _APART = {
             "--logs",
         ),
         "it tells of NAME, or of one event",
+    ),
+    "--play": (
+        (
+            *("--verify", "--since", "--until", "--diff", "--history", "--why", "--report"),
+            *("--html", "--svg", "--logs", "--json"),
+        ),
+        "it is a screen; --at TIME is where it begins",
     ),
     "--report": (("--verify", "--history", "--diff", "--logs"), "it tells of services as a whole"),
     "--boot": (
@@ -338,6 +366,17 @@ def _print_pages(pages: Iterator[str]) -> int:
         found = True
     if not found:
         click.echo("no event is of that service and time", err=True)
+    return 0
+
+
+def _play(player: Player) -> int:
+    from . import terminal
+
+    if not terminal.is_there():
+        raise click.UsageError(
+            "--play wants a terminal; elsewhere leave it out, or ask for one moment with --at"
+        )
+    terminal.play(player)
     return 0
 
 
