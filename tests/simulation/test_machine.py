@@ -21,6 +21,8 @@ from hypothesis.stateful import (
 
 from registry.core.definition import Condition, Definition, Dependency
 from registry.core.lifecycle import Reason
+from registry.journal.rows import to_record
+from registry.questions.what_if import what_if
 from tests.simulation.machine import KINDS, ToldWorld, can_be, service
 
 EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "0"))
@@ -120,8 +122,13 @@ class Trouble(RuleBasedStateMachine):
             return
         if self.world.violation is None:
             self.world.finish()
+            self._decide_again(self.world)
         else:
             self.world.let_go()
+
+    def _decide_again(self, world: ToldWorld) -> None:
+        """What was observed, decided again under the same definitions, leads to the same."""
+        assert what_if([to_record(row) for row in world.disk.rows]).rows == ()
 
     @property
     def there(self) -> ToldWorld:
