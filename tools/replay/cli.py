@@ -1,7 +1,7 @@
 """The command `circle-replay`: what happened, what was, and whether the journal can be trusted.
 
 Answers go to stdout, remarks and complaints to stderr. Exit status 0; 1 where the journal cannot be read
-or trusted, or does not hold what was asked for; 2 for a wrong command line.
+or trusted, or does not hold what was asked for; 2 for a wrong command line, 78 for faults in the file of --what-if.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from registry.questions import moments
 from registry.questions.moments import AT_EXAMPLES, EXAMPLES, At, Moment, moment
 from registry.questions.refusal import Refusal
 
-from . import answers, logs, past, pictures
+from . import answers, logs, past, pictures, what_if
 from .player import SPEED_MAX, SPEED_MIN, Player
 
 _INTERRUPTED = 128 + signal.SIGINT
@@ -59,7 +59,7 @@ where no index tells when it was written: it stands after what precedes it in it
 A live journal is the file and the -wal beside it: copy both.
 
 Exit status: 0; 1 where the journal cannot be read or trusted, or does not hold what was asked for;
-2 for a wrong command line."""
+2 for a wrong command line; 78 where the file of --what-if has faults."""
 
 
 def _time(_ctx: click.Context, _param: click.Parameter, text: str | None) -> Moment | None:
@@ -163,6 +163,13 @@ def _hash(_ctx: click.Context, _param: click.Parameter, text: str | None) -> str
     help="Put the lines of the log files in DIR (NAME.log, rotated ones too) among the events, by time.",
 )
 @click.option(
+    "--what-if",
+    "other",
+    metavar="FILE",
+    type=click.Path(readable=False, path_type=Path),
+    help="What would have been different with the services.toml FILE, decided from what was observed.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="A line an event; with --at an array of services."
 )
 @click.option(
@@ -204,6 +211,7 @@ def replay(
     of_boot: bool,
     speed: float | None,
     folders: tuple[Path, ...],
+    other: Path | None,
     as_json: bool,
     wants_verdict: bool,
     head: str | None,
@@ -223,6 +231,8 @@ def replay(
             if wants_verdict:
                 return _print_verdict(journal, path, head)
             services = answers.meant(journal, (history_of,) if history_of else words)
+            if other is not None:
+                return _print_what_if(journal, other, services, since, until, as_json=as_json)
             if history_of is not None:
                 return _print_lines(
                     past.histories(
@@ -257,6 +267,9 @@ def replay(
         raise click.ClickException(f"{path}: {error}") from None
     except (logs.LogsError, pictures.PictureError) as error:
         raise click.ClickException(str(error)) from None
+    except what_if.OtherError as error:
+        click.echo(str(error), err=True)
+        return what_if.EX_CONFIG
 
 
 # What makes no sense together, and why
@@ -305,6 +318,21 @@ _APART = {
             ("--verify", "--at", "--diff", "--history", "--why", "--report", "--json"),
             "it is a picture",
         ),
+    ),
+    "--what-if": (
+        (
+            "--verify",
+            "--at",
+            "--why",
+            "--diff",
+            "--history",
+            "--report",
+            "--logs",
+            "--html",
+            "--svg",
+            "--play",
+        ),
+        "it compares what was with what was not",
     ),
 }
 # What makes sense only with another option
@@ -378,6 +406,22 @@ def _play(player: Player) -> int:
         )
     terminal.play(player)
     return 0
+
+
+def _print_what_if(
+    journal: Connection,
+    other: Path,
+    names: tuple[str, ...],
+    since: Moment | None,
+    until: Moment | None,
+    *,
+    as_json: bool,
+) -> int:
+    answer = what_if.compare(journal, what_if.definitions(other), since=since, until=until)
+    if as_json:
+        click.echo(what_if.json(answer, other, names))
+        return 0
+    return _print_lines(what_if.text(answer, other, names))
 
 
 def _print_lines(lines: Iterator[str]) -> int:
