@@ -122,6 +122,13 @@ def test_a_file_with_faults_is_told_of_with_their_places(replay, other, tmp_path
     assert "none.toml" in missing.err
 
 
+def test_a_file_that_lies_elsewhere_is_told_to_name_the_root(replay, other) -> None:
+    moved = other(('root = "/tmp/shop"', ""))
+    remark = f"cwd differs: does {moved} lie elsewhere than the original? Then set root"
+    assert remark in replay(INCIDENT, "--what-if", moved).out
+    assert "cwd differs" not in replay(INCIDENT, "--what-if", other()).out
+
+
 def test_what_makes_no_sense_together_is_refused(replay, other) -> None:
     for option in (["--at", "seq:3"], ["--verify"], ["--report"], ["--history", "web"]):
         answer = replay(INCIDENT, "--what-if", other(), *option)

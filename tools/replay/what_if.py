@@ -142,6 +142,8 @@ def text(answer: Answer, other: Path, names: Collection[str]) -> Iterator[str]:
         return
     yield from aligned([_table(shown)])
     alike = len(courses) - len(shown)
+    if any(each.unknown.startswith("cwd ") for each in shown):
+        yield f"cwd differs: does {other} lie elsewhere than the original? Then set root in its [registry]"
     if alike:
         yield f"{alike} other {'services' if alike > 1 else 'service'}: nothing different"
     yield ""
