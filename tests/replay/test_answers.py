@@ -177,7 +177,7 @@ def test_choosing_goes_on_over_pages(long_journal: Path, replay) -> None:
 def test_nothing_found_is_said(journal: Path, replay) -> None:
     answer = replay(journal, "--since", "2030-01-01 00:00")
     assert answer[:2] == (0, "")
-    assert answer.err.endswith("no event is of that service and time\n")
+    assert answer.err.endswith("no event is of that kind, service and time\n")
 
 
 # --- the services at a moment ---------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from registry.core.events import Defined, Redefined
+from registry.core.events import Defined, Record, Redefined
 from registry.journal import JournalError
 from registry.journal.read import (
     Connection,
@@ -21,6 +21,7 @@ from registry.journal.read import (
     service_names,
 )
 from registry.past.then import Then
+from registry.questions.choice import ALL, Choice
 from registry.questions.records import ServiceRecord, event_record, rfc3339, service_record
 from registry.questions.timeline import line
 
@@ -70,21 +71,30 @@ def _remedy(word: str, known: Sequence[str]) -> str:
     return f"there are {', '.join(known[:_SHOWN_MAX])}{more}" if known else "it tells of none"
 
 
-def timeline(journal: Connection, selection: Selection) -> Iterator[str]:
+def chosen_pages(
+    journal: Connection, selection: Selection, choice: Choice
+) -> Iterator[list[Record]]:
+    """The events of a selection that are asked for, some at a time."""
+    for records in pages(journal, selection):
+        if chosen := [record for record in records if choice.takes(record)]:
+            yield chosen
+
+
+def timeline(journal: Connection, selection: Selection, choice: Choice = ALL) -> Iterator[str]:
     """The events of a selection as lines for people, a page at a time."""
     seq_width = len(str(last_seq(journal)))
     names = selection.services or service_names(journal)
     service_width = max(map(len, names), default=1)
-    for records in pages(journal, selection):
+    for records in chosen_pages(journal, selection, choice):
         yield "\n".join(
             line(event_record(record), seq_width=seq_width, service_width=service_width)
             for record in records
         )
 
 
-def events_json(journal: Connection, selection: Selection) -> Iterator[str]:
+def events_json(journal: Connection, selection: Selection, choice: Choice = ALL) -> Iterator[str]:
     """The events of a selection as lines of JSON, a page at a time."""
-    for records in pages(journal, selection):
+    for records in chosen_pages(journal, selection, choice):
         yield "\n".join(_encode(event_record(record)).decode() for record in records)
 
 

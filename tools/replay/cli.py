@@ -6,6 +6,7 @@ or trusted, or does not hold what was asked for; 2 for a wrong command line, 78 
 
 from __future__ import annotations
 
+import difflib
 import re
 import signal
 import sys
@@ -19,6 +20,7 @@ import click
 from click.core import ParameterSource
 
 import registry
+from registry.core.events import TYPES
 from registry.journal import JournalError
 from registry.journal.read import (
     Connection,
@@ -30,6 +32,7 @@ from registry.journal.read import (
 )
 from registry.past.then import Then, seq_of, then
 from registry.questions import moments
+from registry.questions.choice import Choice
 from registry.questions.moments import AT_EXAMPLES, EXAMPLES, At, Moment, moment
 from registry.questions.refusal import Refusal
 
@@ -92,6 +95,14 @@ def _speed(_ctx: click.Context, _param: click.Parameter, text: str | None) -> fl
     return float(match[1])
 
 
+def _types(_ctx: click.Context, _param: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+    for strange in (each for each in given if each not in TYPES):
+        close = difflib.get_close_matches(strange, TYPES, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(TYPES)}"
+        raise click.BadParameter(f"there is no type {strange!r}; {hint}")
+    return given
+
+
 def _hash(_ctx: click.Context, _param: click.Parameter, text: str | None) -> str | None:
     if text is not None and not re.fullmatch(r"[0-9a-fA-F]{40}", text):
         raise click.BadParameter(f"{text!r} is not a hash, which has 40 hexadecimal digits")
@@ -121,6 +132,18 @@ def _hash(_ctx: click.Context, _param: click.Parameter, text: str | None) -> str
 )
 @click.option("--since", callback=_time, metavar="TIME", help="Only events from TIME on.")
 @click.option("--until", callback=_time, metavar="TIME", help="Only events up to TIME.")
+@click.option(
+    "--type",
+    "types",
+    multiple=True,
+    callback=_types,
+    metavar="TYPE",
+    help="Only events of a type, such as exited; repeatable.",
+)
+@click.option("--actions", is_flag=True, help="Only what somebody asked for.")
+@click.option(
+    "--failures", is_flag=True, help="Only what went wrong. With --actions or --type: these, too."
+)
 @click.option(
     "--diff",
     nargs=2,
@@ -204,6 +227,9 @@ def replay(
     words: tuple[str, ...],
     since: Moment | None,
     until: Moment | None,
+    types: tuple[str, ...],
+    actions: bool,
+    failures: bool,
     diff: tuple[Moment | int, ...],
     history_of: str | None,
     limit: int | None,
@@ -260,9 +286,10 @@ def replay(
             if html_file is not None or svg_file is not None:
                 files = pictures.Files(html_file, svg_file)
                 return _print_remarks(pictures.draw(journal, path, selection, folders, files))
+            choice = Choice(frozenset(types), actions=actions, failures=failures)
             if folders:
-                return _print_with_logs(journal, selection, folders, as_json=as_json)
-            return _print_events(journal, selection, as_json=as_json)
+                return _print_with_logs(journal, selection, choice, folders, as_json=as_json)
+            return _print_events(journal, selection, choice, as_json=as_json)
     except (JournalError, Refusal) as error:
         raise click.ClickException(f"{path}: {error}") from None
     except (logs.LogsError, pictures.PictureError) as error:
@@ -335,6 +362,12 @@ _APART = {
         "it compares what was with what was not",
     ),
 }
+# What chooses among events told one by one, and what tells of something else
+_CHOOSES = {"--type", "--actions", "--failures"}
+_TIMELESS = {
+    *("--at", "--diff", "--history", "--why", "--report", "--verify", "--play", "--html", "--svg"),
+    "--what-if",
+}
 # What makes sense only with another option
 _NEEDS = {"--head": "--verify", "--boot": "--report", "-n": "--history"}
 
@@ -349,6 +382,11 @@ def _refuse_nonsense(ctx: click.Context) -> None:
         for other in others:
             if {option, other} <= given:
                 raise click.UsageError(f"{option} goes without {other}: {why}")
+    for option in sorted(_CHOOSES & given):
+        for other in sorted(_TIMELESS & given):
+            raise click.UsageError(
+                f"{other} goes without {option}, which chooses lines of the timeline"
+            )
     for option, needed in _NEEDS.items():
         if option in given and needed not in given:
             raise click.UsageError(f"{option} goes with {needed}: add it")
@@ -367,17 +405,24 @@ def _selection(services: tuple[str, ...], since: Moment | None, until: Moment | 
     return selection
 
 
-def _print_events(journal: Connection, selection: Selection, *, as_json: bool) -> int:
+def _print_events(
+    journal: Connection, selection: Selection, choice: Choice, *, as_json: bool
+) -> int:
     answer = answers.events_json if as_json else answers.timeline
-    return _print_pages(answer(journal, selection))
+    return _print_pages(answer(journal, selection, choice))
 
 
 def _print_with_logs(
-    journal: Connection, selection: Selection, folders: tuple[Path, ...], *, as_json: bool
+    journal: Connection,
+    selection: Selection,
+    choice: Choice,
+    folders: tuple[Path, ...],
+    *,
+    as_json: bool,
 ) -> int:
     answer = logs.json if as_json else logs.text
     with logs.Logs(folders, selection.services or service_names(journal)) as opened:
-        _print_pages(answer(journal, opened, selection))
+        _print_pages(answer(journal, opened, selection, choice))
         return _print_remarks(opened.remarks())
 
 
@@ -393,7 +438,7 @@ def _print_pages(pages: Iterator[str]) -> int:
         click.echo(each)
         found = True
     if not found:
-        click.echo("no event is of that service and time", err=True)
+        click.echo("no event is of that kind, service and time", err=True)
     return 0
 
 

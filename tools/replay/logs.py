@@ -17,6 +17,7 @@ import msgspec
 from registry.core.events import Record
 from registry.journal.read import Connection, Selection, last_seq, pages, service_names
 from registry.logs.archive import Log, WrittenLine, names
+from registry.questions.choice import ALL, Choice
 from registry.questions.records import event_record, rfc3339
 from registry.questions.timeline import line, log_line
 
@@ -85,9 +86,14 @@ class Logs:
             self._opened.callback(log.close)
             self._logs.append((name, path, log))
 
-    def among(self, journal: Connection, selection: Selection) -> Iterator[Record | Said]:
-        """The events and lines of a selection, in the order of time; what is of one time: the event first."""
-        streams = [_events(journal, selection)]
+    def among(
+        self, journal: Connection, selection: Selection, choice: Choice = ALL
+    ) -> Iterator[Record | Said]:
+        """The events and lines of a selection, in the order of time; what is of one time: the event first.
+
+        Of events only those that are asked for, of lines all.
+        """
+        streams = [_events(journal, selection, choice)]
         streams += [_lines(name, log, selection) for name, _, log in self._logs]
         return (each for _, each in heapq.merge(*streams, key=itemgetter(0)))
 
@@ -117,13 +123,16 @@ def _complaint(error: OSError) -> LogsError:
     return LogsError(f"--logs {error.filename}: it cannot be read: {error.strerror}")
 
 
-def _events(journal: Connection, selection: Selection) -> Iterator[tuple[int, Record | Said]]:
+def _events(
+    journal: Connection, selection: Selection, choice: Choice
+) -> Iterator[tuple[int, Record | Said]]:
     """Each event with the time to sort by, which does not go back where the clock did."""
     order_ns = 0
     for records in pages(journal, selection):
         for record in records:
             order_ns = max(order_ns, record.at_ns)
-            yield order_ns, record
+            if choice.takes(record):
+                yield order_ns, record
 
 
 def _lines(name: str, log: Log, selection: Selection) -> Iterator[tuple[int, Record | Said]]:
@@ -131,7 +140,9 @@ def _lines(name: str, log: Log, selection: Selection) -> Iterator[tuple[int, Rec
         yield written.order_ns, Said(name, written)
 
 
-def text(journal: Connection, logs: Logs, selection: Selection) -> Iterator[str]:
+def text(
+    journal: Connection, logs: Logs, selection: Selection, choice: Choice = ALL
+) -> Iterator[str]:
     """Events and lines for people, many at a time."""
     seq_width = len(str(last_seq(journal)))
     width = max(map(len, selection.services or service_names(journal)), default=1)
@@ -139,7 +150,7 @@ def text(journal: Connection, logs: Logs, selection: Selection) -> Iterator[str]
         line(event_record(each), seq_width=seq_width, service_width=width)
         if isinstance(each, Record)
         else _row(each, seq_width, width)
-        for each in logs.among(journal, selection)
+        for each in logs.among(journal, selection, choice)
     )
     return _joined(rows)
 
@@ -152,11 +163,13 @@ def _row(said: Said, seq_width: int, service_width: int) -> str:
     )
 
 
-def json(journal: Connection, logs: Logs, selection: Selection) -> Iterator[str]:
+def json(
+    journal: Connection, logs: Logs, selection: Selection, choice: Choice = ALL
+) -> Iterator[str]:
     """The same as lines of JSON, many at a time: an event has a `seq`, a line of a log a `line`."""
     rows = (
         _encode(event_record(each) if isinstance(each, Record) else _record(each)).decode()
-        for each in logs.among(journal, selection)
+        for each in logs.among(journal, selection, choice)
     )
     return _joined(rows)
 
