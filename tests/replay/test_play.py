@@ -55,15 +55,17 @@ class Terminal:
         self.seen = b""
         os.write(self.master, keys.encode())
 
-    def wait(self, text: str) -> str:
-        """Wait until a text is seen; all that was seen since the last keys, without colours."""
+    def wait(self, *texts: str) -> str:
+        """Wait for a frame, drawn whole since the last keys, that holds all these texts; without colours."""
         deadline = time.monotonic() + DEADLINE_S
-        while text not in (
-            plain := re.sub(r"\x1b\[[0-9;]*m", "", self.seen.decode(errors="replace"))
-        ):
-            assert time.monotonic() < deadline, f"{text!r} is not in {plain[-3000:]!r}"
+        while not (fitting := [f for f in self._frames() if all(text in f for text in texts)]):
+            assert time.monotonic() < deadline, f"no frame has {texts}: {self._frames()[-1:]}"
             self._read(0.1)
-        return plain
+        return fitting[-1]
+
+    def _frames(self) -> list[str]:
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", self.seen.decode(errors="replace"))
+        return re.findall(r"\x1b\[H(.*?)\x1b\[J", plain, re.DOTALL)
 
     def _read(self, timeout_s: float) -> bytes:
         ready, _, _ = select.select([self.master], [], [], timeout_s)
@@ -107,8 +109,7 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
 
 def test_it_plays_to_the_end_and_q_ends_it(terminal) -> None:
     screen = terminal(INCIDENT, "--play", "60x")
-    seen = screen.wait("the end")
-    assert "NAME     STATUS" in seen
+    screen.wait("the end", "NAME     STATUS")
     screen.press("q")
     assert screen.end() == 0
 
@@ -119,16 +120,15 @@ def test_keys_step_and_go_and_the_size_may_change(terminal) -> None:
     screen.press(" ")
     screen.wait("paused  event 1")
     screen.press("/seq:158\r")
-    assert "event 158 of 256" in screen.wait("gave up after 3 restarts within 60 s")
+    screen.wait("event 158 of 256", "gave up after 3 restarts within 60 s")
     screen.press("\x1b[D\x1b[D")
     screen.wait("event 156 of 256")
     screen.press("\x1b[C")
     screen.wait("event 157 of 256")
     screen.press("")
     screen.resize(40, 10)
-    seen = screen.wait("space left right up down / q")
-    last = seen[seen.rindex("\x1b[H") :].split("\r\n")
-    assert (len(last), {len(row) for row in last[:-1]} - {43}) == (10, {40})
+    rows = screen.wait("space left right up down / q").split("\r\n")
+    assert (len(rows), {len(row) for row in rows}) == (10, {40})
     screen.press("q")
     assert screen.end() == 0
 
@@ -152,7 +152,7 @@ def test_it_plays_up_to_what_cannot_be_read_and_says_so(terminal, tmp_path: Path
     with closing(sqlite3.connect(path)) as journal, journal:
         journal.execute("UPDATE events SET body = '{' WHERE seq = 100")
     screen = terminal(path, "--play", "60")
-    assert "paused  event 99 of 256" in screen.wait("event 100 (became_ready) cannot be read")
+    screen.wait("paused  event 99 of 256", "event 100 (became_ready) cannot be read")
     screen.press("\x1b[D")
     screen.wait("paused  event 98 of 256")
     screen.press("q")
