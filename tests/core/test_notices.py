@@ -393,6 +393,15 @@ def test_what_is_asked_of_one_that_starts_is_done_once_it_runs(world):
     assert len(w.duties.requests) == 1
 
 
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_what_is_done_is_a_duty_no_more_and_the_rest_stays_in_order(world, done):
+    w = world()
+    w.run()
+    asked = [Request(w.give(inp.Signal(signal=s))[0].seq, s) for s in ("HUP", "USR1", "USR2")]
+    say(w, inp.RequestCarriedOut, request=asked.pop(done).seq)
+    assert w.duties.requests == tuple(asked)
+
+
 @pytest.mark.parametrize("end", ["crash", "stop", "restart"])
 def test_what_was_asked_of_a_run_is_not_asked_of_the_next(world, end):
     w = world()

@@ -172,7 +172,15 @@ def test_the_timer_of_a_restart_counts_when_it_is_due_and_once(world):
     assert w.seen(due) == []
 
 
-def test_thirty_seconds_of_running_end_the_row(world):
+ENDS_OF_A_ROW = {
+    "fails": lambda w: w.exit(1),
+    "ends clean": lambda w: w.exit(0),
+    "leaves others behind": lambda w: (w.exit(1, group_empty=False), w.wait(1), w.empty())[-1],
+}
+
+
+@pytest.mark.parametrize("end", ENDS_OF_A_ROW)
+def test_thirty_seconds_of_running_end_the_row(world, end):
     w = world()
     w.start()
     for _ in range(4):
@@ -181,7 +189,7 @@ def test_thirty_seconds_of_running_end_the_row(world):
     w.spawn()
     w.gate()
     w.wait(30)
-    assert delays(w.exit(1)) == [0]
+    assert delays(ENDS_OF_A_ROW[end](w)) == [0]
     assert w.service.attempt == 1
 
 
@@ -1044,6 +1052,7 @@ def test_wishes_survive_a_crash_and_are_set_anew_after_an_orderly_end(world):
         seq = len(w.records) + 1
         projection.fold([ev.Record(seq, 1, 1, seq, None, None, None, None, started)])
         assert projection.services["web"].wanted is wanted
+        assert projection.services["web"].autostart_due is fresh
         assert projection.seq == seq
 
 
