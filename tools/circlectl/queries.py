@@ -169,9 +169,9 @@ def status(session: Session, names: tuple[str, ...], at: str | None) -> int:
 @common
 @click.pass_obj
 def graph(session: Session, names: tuple[str, ...], at: str | None, form: str | None) -> int:
-    """Show who depends on whom, on which condition, and whether that is met.
+    """Show who depends on whom, and whether that is met.
 
-    Below each service is what it needs. With NAME only those, and what they need.
+    Below each service is what it needs, and on which condition. With NAME only those, and what they need.
 
     \b
     Examples:
@@ -220,10 +220,10 @@ def _branch(screen: Screen, branch: Branch) -> str:
 @common
 @click.pass_obj
 def why(session: Session, what: str, at: str | None) -> int:
-    """Say why a service is as it is, or why an event happened: the causes, newest first.
+    """Say why a service is as it is, or why an event happened.
 
-    "because" is said of recorded causes, and of waiting that the rules impose. What merely happened to a
-    dependency within the minute before is told as "meanwhile".
+    The causes come newest first. "because" is said of recorded causes, and of waiting that the rules impose. What
+    merely happened to a dependency within the minute before is told as "meanwhile".
 
     \b
     Examples:
