@@ -262,16 +262,16 @@ class Daemon:
 
     async def _mind_essentials(self) -> None:
         """End when an essential service is finally gone: of all of them only those are looked at that moved."""
-        seen = 0
+        seen = (-1, 0)
         while (gone := self._gone_essential(seen)) is None:
-            seen = self._registry.committed.seq
+            seen = self._registry.as_of
             await self._registry.next_commit()
         _log.error("Essential service %s is gone (%s)", gone.name, gone.reason.value)
         self._end(End(f"{gone.name} is essential", status=EX_ESSENTIAL))
 
-    def _gone_essential(self, since: int) -> Service | None:
+    def _gone_essential(self, since: tuple[int, int]) -> Service | None:
         services = self._registry.committed.services
-        records = self._registry.recent_since(since)
+        records = self._registry.moved_since(since)
         names = services if records is None else {record.service for record in records}
         for service in (services[name] for name in names if name in services):
             down = service.state in (State.STOPPED, State.FAILED)

@@ -133,6 +133,7 @@ class Registry:
         self.closing = False
         self.tallies: dict[tuple[str, str], checks.Tally] = {}
         self.recent: deque[ev.Record] = deque(maxlen=RECENT_MAX)
+        self._renumbered = 0
         self._live = Projection(
             seq=projection.seq,
             journal_id=projection.journal_id,
@@ -309,6 +310,7 @@ class Registry:
             self._live.fold(resynced)
             self.committed.fold(resynced)
             self.recent.clear()
+            self._renumbered += 1
         if self._commit_seen is not None:
             self._commit_seen.set_result(None)
             self._commit_seen = None
@@ -480,6 +482,15 @@ class Registry:
         """Wait until something holds of the committed projection."""
         while not is_so():
             await self.next_commit()
+
+    @property
+    def as_of(self) -> tuple[int, int]:
+        """What the committed projection is as of: another pair after each commit, though numbers be given anew."""
+        return self._renumbered, self.committed.seq
+
+    def moved_since(self, as_of: tuple[int, int]) -> list[ev.Record] | None:
+        """Committed records since then, or None where they are no longer in memory."""
+        return self.recent_since(as_of[1]) if as_of[0] == self._renumbered else None
 
     def recent_since(self, seq: int) -> list[ev.Record] | None:
         """Committed records above `seq`, or None where they are no longer in memory."""

@@ -46,6 +46,7 @@ from registry.api.actions import (
 from registry.api.commands import Commands, actor_of
 from registry.api.growth import Growth, LogLine, Source
 from registry.api.growth import read as read_logs
+from registry.api.listing import Listing
 from registry.api.names import ALL, api_error, find, select, unknown
 from registry.api.protocol import Handler
 from registry.config.complaints import suggestion
@@ -167,7 +168,8 @@ class Handlers:
         self._check_once = check_once
         self._past = past
         self._administration = administration
-        self._list: tuple[int, msgspec.Raw] = (-1, msgspec.Raw(b"[]"))
+        self._listing = Listing(registry)
+        self._page: tuple[Any, tuple[int, list[EventRecord]]] = (None, (0, []))
 
     def table(self) -> dict[str, Handler]:
         """The function that answers each action, by the action's name."""
@@ -202,11 +204,7 @@ class Handlers:
             return self._ask("list", ListThen(_at(params.at), params.service))
         if params.service is not None:
             return [self._record(self._service(name)) for name in self._names(params.service)]
-        projection = self._registry.committed
-        if self._list[0] != projection.seq:
-            records = [self._record(service) for service in projection.in_order()]
-            self._list = (projection.seq, msgspec.Raw(_encode(records)))
-        return self._list[1]
+        return self._listing.answer()
 
     async def _status(self, params: StatusParams, _peer: Peer) -> dict[str, Any] | msgspec.Raw:
         if params.at is not None:
@@ -390,6 +388,20 @@ class Handlers:
         return names
 
     async def _page_after(
+        self, seq: int, params: EventsParams, names: set[str] | None
+    ) -> tuple[int, list[EventRecord]]:
+        if names is not None:
+            return await self._new_page(seq, params, names)
+        # whoever follows all services gets the same one, so it is made once for all of them
+        what = (self._registry.as_of, self._journal.seq, seq, params.type)
+        if self._page[0] == what:
+            return self._page[1]
+        made = await self._new_page(seq, params, names)
+        if made[1]:
+            self._page = (what, made)
+        return made
+
+    async def _new_page(
         self, seq: int, params: EventsParams, names: set[str] | None
     ) -> tuple[int, list[EventRecord]]:
         found = self._registry.recent_since(seq)

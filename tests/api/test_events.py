@@ -18,6 +18,7 @@ class Held:
 
     def __init__(self) -> None:
         self.committed = SimpleNamespace(seq=5010, services={})
+        self.as_of = (0, 5010)
         self.seq = 10
         self.first = 11
         self.reads = 0
@@ -45,6 +46,7 @@ def asked(held: Any, **params: Any) -> Any:
     """What a follower of this registry is told."""
     answers = handlers.Handlers.__new__(handlers.Handlers)
     answers._registry = answers._journal = held
+    answers._page = (None, (0, []))
     return answers._follow(EventsParams(follow=True, **params), None)
 
 
