@@ -13,7 +13,6 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import aiosqlite
-import msgspec
 
 from registry.core.events import Record
 from registry.core.projection import FOLD, Projection
@@ -21,11 +20,12 @@ from registry.journal import snapshots
 from registry.journal.errors import JournalDamaged, JournalError
 from registry.journal.read import refuse_stranger
 from registry.journal.rows import NO_HASH, to_record, to_rows
-from registry.journal.schema import APPEND, CREATE, SELECT
+from registry.journal.schema import CREATE, SELECT, appending
 
-_encode = msgspec.json.Encoder().encode
 _WAL_BYTES_KEPT = 16_777_216
 _NEVER_NS = 2**63 - 1
+_STATEMENTS_KEPT = 16
+"""Those of many rows are large."""
 
 
 class Journal:
@@ -43,6 +43,8 @@ class Journal:
         self._writer = writer
         self._reader = reader
         self._appending = asyncio.Lock()
+        self._waiting: list[tuple[Sequence[Record], asyncio.Future[None]]] = []
+        self._append_task: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(cls, path: Path, *, durability: str = "full", is_ours: bool = False) -> Journal:
@@ -62,7 +64,9 @@ class Journal:
             try:
                 # what cannot be opened is told before there is a thread
                 sqlite3.connect(path).close()
-                writer = await aiosqlite.connect(path, isolation_level=None)
+                writer = await aiosqlite.connect(
+                    path, isolation_level=None, cached_statements=_STATEMENTS_KEPT
+                )
                 opened.push_async_callback(writer.close)
                 await _prepare(writer, path, durability)
                 uri = f"{path.absolute().as_uri()}?mode=ro"
@@ -129,20 +133,53 @@ class Journal:
         self._first_ns = min(self._first_ns, self._batch_first_ns)
 
     async def append(self, records: Sequence[Record]) -> None:
-        """Commit records as one transaction. Raises JournalError; then nothing of them is there."""
-        if records:
+        """Commit records as one transaction, with what others append meanwhile. Raises JournalError; then nothing of
+        them is there.
+        """
+        if not records:
+            return
+        loop = asyncio.get_running_loop()
+        self._waiting.append((records, committed := loop.create_future()))
+        if len(self._waiting) == 1:
             # a cancelled wait would not cancel the statement: it is carried out, and followed, all the same
-            await asyncio.shield(asyncio.ensure_future(self._append(records)))
+            self._append_task = loop.create_task(self._append_waiting())
+        await committed
+
+    async def _append_waiting(self) -> None:
+        """Commit what waits by now; who comes meanwhile is committed next, all of them together."""
+        async with self._appending:
+            batch, self._waiting = self._waiting, []
+            failure = await self._failure([each for records, _ in batch for each in records])
+            for records, committed in batch:
+                if (
+                    failure is not None and len(batch) > 1
+                ):  # whose fault it is does the others no harm
+                    failed = await self._failure(records)
+                else:
+                    failed = failure
+                if committed.done():  # nobody waits any more
+                    continue
+                if failed is None:
+                    committed.set_result(None)
+                else:
+                    committed.set_exception(failed)
+
+    async def _failure(self, records: Sequence[Record]) -> Exception | None:
+        """Append; why that failed, or None."""
+        try:
+            await self._append(records)
+        except Exception as error:
+            return error
+        return None
 
     async def _append(self, records: Sequence[Record]) -> None:
-        async with self._appending:
-            rows = to_rows(records, self.hash)
-            try:
-                await self._writer.execute(APPEND, (_encode(rows).decode(),))
-            except sqlite3.Error as error:
-                raise JournalError(f"cannot write to the journal {self.path}: {error}") from None
-            self.seq, self.hash = rows[-1][0], rows[-1][-1]
-            self._note_times(records)
+        rows = to_rows(records, self.hash)
+        try:
+            await self._writer.execute(*appending(rows))
+        except sqlite3.Error as error:
+            raise JournalError(f"cannot write to the journal {self.path}: {error}") from None
+        self.seq, self.hash = rows[-1][0], rows[-1][-1]
+        self._note_times(records)
 
     async def read(
         self,
@@ -183,6 +220,8 @@ class Journal:
     async def close(self) -> None:
         """Move the WAL into the file and close; whatever was being written is written first."""
         await self._reader.close()
+        if self._append_task is not None:
+            await self._append_task
         # a reader may hold it, or the disk be full: what is committed is safe in the WAL, too
         async with self._appending:
             with suppress(sqlite3.Error):

@@ -5,6 +5,11 @@ CLOCK_BOOTTIME, the only clock that rules see.
 """
 
 import sqlite3
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import msgspec
 
 SQLITE_VERSION = sqlite3.sqlite_version
 SCHEMA_VERSION = 1
@@ -66,10 +71,26 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
 
-# One statement, so one transaction and one hop to the connection's thread, however many rows
-APPEND = (
-    f"INSERT INTO events ({', '.join(COLUMNS)}) SELECT "
+VALUES_MAX = 128
+"""Rows that are appended as values; beyond, SQLite would have too many of them to bind."""
+_INSERT = f"INSERT INTO events ({', '.join(COLUMNS)}) "
+_VALUES = f"({', '.join('?' * len(COLUMNS))})"
+_FROM_JSON = (
+    "SELECT "
     + ", ".join(f"value ->> {index}" for index in range(len(COLUMNS)))
     + " FROM json_each(?) ORDER BY key"
 )
+
+
+def appending(rows: Sequence[tuple[Any, ...]]) -> tuple[str, tuple[Any, ...]]:
+    """The statement that appends rows, and its values: one, so one transaction and one hop to the connection's thread.
+
+    Up to VALUES_MAX rows it takes their columns in turn, in half the time of all of them as one JSON array.
+    """
+    if len(rows) > VALUES_MAX:
+        return _INSERT + _FROM_JSON, (msgspec.json.encode(rows).decode(),)
+    values = ",".join([_VALUES] * len(rows))
+    return f"{_INSERT}VALUES {values}", tuple(chain.from_iterable(rows))
+
+
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM events"

@@ -19,7 +19,7 @@ from registry.core import events as ev
 from registry.journal import JournalError
 from registry.journal.read import verify
 from registry.journal.rows import NO_HASH, Row, to_rows
-from registry.journal.schema import APPEND, CREATE
+from registry.journal.schema import CREATE, appending
 from tests.simulation.loop import NS, VirtualLoop
 
 ROWS_KEPT = 40_000
@@ -81,7 +81,7 @@ class Disk:
         connection = sqlite3.connect(":memory:", isolation_level=None)
         try:
             connection.executescript(CREATE)
-            connection.execute(APPEND, (msgspec.json.encode(self.rows).decode(),))
+            connection.execute(*appending(self.rows))
             return verify(connection).trouble
         finally:
             connection.close()
