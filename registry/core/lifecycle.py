@@ -25,6 +25,8 @@ class State(StrEnum):
     FAILED = "Failed"
     RESTARTING = "Restarting"
 
+    __hash__ = str.__hash__  # Enum's own is a function of Python
+
 
 class Reason(StrEnum):
     """Why a service is where it is: the closed enumeration that CLI, metrics and views share."""

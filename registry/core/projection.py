@@ -33,8 +33,13 @@ class Projection(msgspec.Struct):
 
     def fold(self, records: Iterable[ev.Record]) -> None:
         """Take in further records, in order. An event that nobody knows is an error, not a gap."""
+        services = self.services
         for record in records:
-            self._fold_one(record)
+            service = services.get(record.service or "")
+            if service is None or type(record.event) is ev.Removed:
+                self._fold_one(record)
+            else:  # all but a few
+                evolve(service, record)
             self.seq = record.seq
 
     def _fold_one(self, record: ev.Record) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from functools import partial
 from random import Random
 from typing import Any, cast
 
-from registry.host.http_probe import BODY_BYTES_MAX, HEAD_BYTES_MAX, _fault
+from registry.host.http_probe import _READ_BYTES, BODY_BYTES_MAX, HEAD_BYTES_MAX, _fault
 from tests.fuzz.chunks import chance_of, pieces
 from tests.fuzz.harness import Judge, Target
 from tests.fuzz.mutate import Recipe
@@ -69,7 +69,7 @@ def judging() -> Iterator[Judge]:
 
 def _verdict(data: bytes, chance: Random) -> str | None:
     stream = _Stream(data, chance)
-    verdict = _at_once(_fault(cast(asyncio.StreamReader, stream)))
+    verdict = _at_once(_fault(partial(stream.read, _READ_BYTES)))
     assert stream.taken <= HEAD_BYTES_MAX + BODY_BYTES_MAX + 2 * 4096, "it reads without an end"
     if verdict is None:
         assert b"HTTP/" in data, "no HTTP, and all is well"

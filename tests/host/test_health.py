@@ -433,7 +433,12 @@ async def test_a_url_says_where_to_connect(
         places.append((host, port, more["ssl"] is not None))
         raise ConnectionRefusedError(errno.ECONNREFUSED, "")
 
+    async def sock_connect(_client: Any, place: tuple[str, int]) -> None:
+        places.append((*place, False))
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "")
+
     monkeypatch.setattr(asyncio, "open_connection", open_connection)
+    monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", sock_connect)
     assert (await asked(url)).error == "connection refused"
     assert places == [(address, port, tls)]
 
