@@ -57,6 +57,8 @@ def main() -> int:
     """
     options = _options()
     earlier = _earlier(options.compare)
+    if (shown := _earlier(options.show)) is not None:
+        return _told_of(shown, options, earlier)
     folder = Path(tempfile.mkdtemp(prefix="bn-"))
     become_subreaper()
     sys.stdout.flush()
@@ -77,6 +79,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="an earlier --json")
+    parser.add_argument(
+        "--show", type=Path, metavar="FILE", help="measure nothing: an earlier --json"
+    )
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE",
+        help="write the tables there, too, below what is written by hand (tests/bench/RESULTS.md)",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="less of everything; ratios only")
     parser.add_argument("--scale", choices=SCALES, help=argparse.SUPPRESS)
     parser.add_argument(
@@ -144,15 +153,26 @@ def _measure(options: argparse.Namespace, folder: Path, earlier: figures.Results
             figures.write(bench.results, options.json)
         if status:
             break
-    print(report.tables(bench.results))
+    judged = _told_of(bench.results, options, earlier)
+    return status or (1 if failed else judged)
+
+
+def _told_of(
+    results: figures.Results, options: argparse.Namespace, earlier: figures.Results | None
+) -> int:
+    """Print, write and draw; 1 with --strict where a bound is not kept, else 0."""
+    print(report.tables(results))
     if earlier is not None:
-        print(f"\n{report.comparison(figures.compare(earlier, bench.results))}")
-    if bench.results.points:
+        print(f"\n{report.comparison(figures.compare(earlier, results))}")
+    if options.results is not None:
+        before = options.results.read_text() if options.results.exists() else ""
+        options.results.write_text(report.page(results, before))
+    if results.points:
         options.plot.parent.mkdir(parents=True, exist_ok=True)
-        drawn = report.plot(bench.results.points, options.plot)
+        drawn = report.plot(results.points, options.plot)
         print(f"\n{options.plot if drawn else report.WITHOUT_PLOT}")
-    is_broken = any(each.verdict == figures.NOT for each in bench.results.bounds)
-    return status or (1 if failed or (options.strict and is_broken) else 0)
+    is_broken = any(each.verdict == figures.NOT for each in results.bounds)
+    return 1 if options.strict and is_broken else 0
 
 
 def _machine(scale: Scale) -> dict[str, str]:

@@ -12,6 +12,7 @@ from tests.bench.figures import OURS, Compared, Figure, Point, Results, times
 
 WITHOUT_PLOT = "There is no plot: matplotlib is missing; pip install 'circleosd-service-registry[plots]' gets it."
 NOTHING = "-"
+MEASURED = "<!-- measured: everything below is written by tools/dev bench --results -->"
 
 
 def tables(results: Results) -> str:
@@ -28,6 +29,23 @@ def tables(results: Results) -> str:
     if results.skipped:
         parts.append("\n".join(["Left out:", *(f"  {each}" for each in results.skipped)]))
     return "\n\n".join(parts)
+
+
+def page(results: Results, before: str) -> str:
+    """RESULTS.md: what is written by hand above MEASURED in `before` stays, the tables of this run follow."""
+    by_hand = before.partition(MEASURED)[0].rstrip()
+    machine = ", ".join(f"{name}: {value}" for name, value in results.machine.items())
+    told = [f"{by_hand}\n\n{MEASURED}\n\nMeasured on {machine}."]
+    rows = [
+        f"| {each.name} | {number(each.measured)} {each.unit} |"
+        f" {'at least' if each.at_least else 'at most'} {number(each.bound)} {each.unit} |"
+        f" {number(each.ratio)} | {each.verdict} |"
+        for each in results.bounds
+    ]
+    if rows:
+        head = "| bound | measured | asked | used | |\n| --- | ---: | ---: | ---: | --- |"
+        told.append("\n".join([head, *rows]))
+    return "\n\n".join([*told, f"```text\n{tables(results)}\n```\n"])
 
 
 def _of_everybody(benchmark: str, what: str, figures: Sequence[Figure]) -> str:

@@ -165,7 +165,11 @@ class Registry(Supervisor):
         return [sys.executable, "-P", "-m", "registry", "--config", configuration]
 
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": str(ROOT)}
+        # compiled once, as what is installed is, whatever the shell that we were called from prefers
+        own = {
+            name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+        }
+        return {**own, "PYTHONPATH": str(ROOT)}
 
     def status(self) -> list[str]:
         # the command as it is installed; elsewhere the package lies beside us

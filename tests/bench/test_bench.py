@@ -113,6 +113,24 @@ def test_the_long_journal_is_whole_and_ended_orderly(tmp_path: Path) -> None:
     assert 150 < last < 300
 
 
+def test_the_page_of_results_keeps_what_is_written_by_hand(tmp_path: Path) -> None:
+    measured, page = tmp_path / "measured.json", tmp_path / "RESULTS.md"
+    made = results(2.0, 1.0)
+    made.bound("boot", "a boot within 1 s", 2.0, 1.0, "s")
+    figures.write(made, measured)
+    page.write_text("# By hand\n")
+    for _ in range(2):
+        subprocess.run(
+            [sys.executable, HERE, "--show", measured, "--results", page],
+            check=True,
+            capture_output=True,
+        )
+    text = page.read_text()
+    assert text.startswith(f"# By hand\n\n{report.MEASURED}\n")
+    assert text.count("| a boot within 1 s | 2 s | at most 1 s | 2 | NOT |") == 1
+    assert text.count("boot: a boot") == 1
+
+
 @pytest.mark.timeout(90)
 def test_a_run_measures_says_what_is_left_out_and_leaves_nothing(short_dir: Path) -> None:
     told = short_dir / "told.json"
