@@ -27,8 +27,28 @@ def tables(results: Results) -> str:
     if results.bounds:
         parts.append(_bounds(results))
     if results.skipped:
-        parts.append("\n".join(["Left out:", *(f"  {each}" for each in results.skipped)]))
+        parts.append("\n".join(["Left out:", *(f"  {each}".rstrip() for each in results.skipped)]))
     return "\n\n".join(parts)
+
+
+def ratios(results: Results) -> str:
+    """A table in Markdown: of each thing measured of rivals, too, ours as a multiple of theirs; 1 is the same."""
+    ours = [figure for figure in results.figures if figure.who == OURS]
+    whom = list(dict.fromkeys(each.who for each in results.figures if each.who != OURS))
+    rows = []
+    for figure in ours:
+        theirs = {each.who: each.p50 for each in results.whom(figure.what)}
+        cells = [
+            number(times(figure.p50, theirs[who])) if who in theirs else NOTHING for who in whom
+        ]
+        if any(cell != NOTHING for cell in cells):
+            rows.append(
+                f"| {figure.what} | {number(figure.p50)} {figure.unit} | {' | '.join(cells)} |"
+            )
+    if not rows:
+        return ""
+    head = f"| ours : theirs, medians | ours | {' | '.join(whom)} |\n| --- | ---: |{' ---: |' * len(whom)}"
+    return "\n".join([head, *rows])
 
 
 def page(results: Results, before: str) -> str:
@@ -36,6 +56,7 @@ def page(results: Results, before: str) -> str:
     by_hand = before.partition(MEASURED)[0].rstrip()
     machine = ", ".join(f"{name}: {value}" for name, value in results.machine.items())
     told = [f"{by_hand}\n\n{MEASURED}\n\nMeasured on {machine}."]
+    told.append(ratios(results))
     rows = [
         f"| {each.name} | {number(each.measured)} {each.unit} |"
         f" {'at least' if each.at_least else 'at most'} {number(each.bound)} {each.unit} |"
@@ -45,7 +66,7 @@ def page(results: Results, before: str) -> str:
     if rows:
         head = "| bound | measured | asked | used | |\n| --- | ---: | ---: | ---: | --- |"
         told.append("\n".join([head, *rows]))
-    return "\n\n".join([*told, f"```text\n{tables(results)}\n```\n"])
+    return "\n\n".join([*filter(None, told), f"```text\n{tables(results)}\n```\n"])
 
 
 def _of_everybody(benchmark: str, what: str, figures: Sequence[Figure]) -> str:

@@ -56,7 +56,11 @@ def _under_load(bench: Bench) -> None:
     with (
         answering(bench, "unix") as target,
         bench.life(
-            Registry(), scale.many, keys=checked(target), others=[("flood", ("flood",))]
+            Registry(),
+            scale.many,
+            keys=checked(target),
+            others=[("flood", ("flood",))],
+            others_keys="logs = true",  # else nobody has anything to do with what it writes
         ) as life,
     ):
         life.boot()

@@ -128,6 +128,7 @@ def test_the_page_of_results_keeps_what_is_written_by_hand(tmp_path: Path) -> No
     text = page.read_text()
     assert text.startswith(f"# By hand\n\n{report.MEASURED}\n")
     assert text.count("| a boot within 1 s | 2 s | at most 1 s | 2 | NOT |") == 1
+    assert text.count("| a boot | 2 s | 2 |") == 1
     assert text.count("boot: a boot") == 1
 
 
