@@ -25,6 +25,7 @@ from registry.host.launch import Launch, LaunchError
 
 GATE = "svc-gate"
 NEVER_RAN = 111
+_ONLY_GATE = frozenset((GATE,))
 _ENV = "/usr/bin/env"
 _ENV_STEP = os.path.basename(_ENV)
 _SETPRIV = "setpriv"
@@ -152,8 +153,8 @@ def _words(launch: Launch, *, has_input: bool) -> list[str]:
 def _steps(launch: Launch, argv: list[str], setpriv: str | None) -> frozenset[str]:
     before = argv[: len(argv) - len(launch.argv)]
     programs = {os.path.basename(word) for word in before if word in (setpriv, _ENV)}
-    # a program of that name has ended itself, for all we can tell
-    return frozenset((GATE, *(programs - {os.path.basename(launch.argv[0])})))
+    programs -= {os.path.basename(launch.argv[0])}  # it has ended itself, for all we can tell
+    return frozenset((GATE, *programs)) if programs else _ONLY_GATE
 
 
 def constrain(pid: int, launch: Launch) -> None:

@@ -60,10 +60,10 @@ class Process(msgspec.Struct, eq=False):
     main_gone: bool = False
     cgroup: Path | None = None
     holds_number: bool = True
-    known: set[tuple[int, int]] = msgspec.field(default_factory=set)
+    known: frozenset[tuple[int, int]] = frozenset()
     stopping: bool = False
     signal_number: int = signal.SIGTERM
-    killed: set[int | None] = msgspec.field(default_factory=set)
+    killed: frozenset[int | None] = frozenset()
     kill_timer: asyncio.TimerHandle | None = None
     kill_due_ns: int | None = None
     recheck: asyncio.TimerHandle | None = None
@@ -168,7 +168,7 @@ class Groups:
         if not self._capabilities.proc:
             return []
         members = self._search(process) if process.cgroup is None else _within(process.cgroup)
-        process.known = {(each.pid, each.start_time) for each in members}
+        process.known = frozenset((each.pid, each.start_time) for each in members)
         if process.leader_gone:
             process.holds_number = any(each.session == process.leader for each in members)
         return members
@@ -343,7 +343,7 @@ class Groups:
         `again`: the group has had it, and may take a second one for a command to hurry; SIGKILL cannot be mistaken.
         """
         if process.signal_number == signal.SIGKILL:
-            process.killed.update(member.pid for member in members)
+            process.killed |= {member.pid for member in members}
             if process.cgroup is not None and cgroup.kill(process.cgroup):
                 return
         if process.signal_number == signal.SIGKILL or not again:

@@ -225,7 +225,7 @@ class Runner:
         process.signal_number = signal.SIGKILL
         members, _is_empty = self._groups.look(process)
         if not process.main_gone:
-            process.killed.add(process.pid)
+            process.killed |= {process.pid}
         self._groups.signal(process, members or self._groups.main_apart(process))
 
     # --- ends -------------------------------------------------------------------------------------
