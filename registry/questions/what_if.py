@@ -7,43 +7,25 @@ rests on what the journal does not hold is unknown, until something recorded mak
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from copy import copy
-from functools import partial
-from itertools import count
 from typing import Any
 
 import msgspec
 
 from registry.core import events as ev
 from registry.core import inputs as inp
-from registry.core.decision import Place, decide
-from registry.core.definition import Check, Definition, Dependency, Ready
-from registry.core.dependencies import Around, Graph, around, needs
-from registry.core.duties import Timer, duties
+from registry.core.decision import decide
+from registry.core.definition import Definition, Dependency
+from registry.core.dependencies import needs
 from registry.core.lifecycle import Reason, State
 from registry.core.projection import Projection
-from registry.core.restarts import NS
-from registry.core.service import HAS_RUN, Service, evolve
-from registry.questions.likeness import (
-    Tally,
-    can_end_a_run,
-    failed,
-    is_asked_alike,
-    is_idle,
-    is_known,
-    stopping,
-    strange,
-    up,
-)
-from registry.questions.partings import Answer, Course, Row, Side, add, is_down, told
+from registry.core.service import Service, evolve
+from registry.questions.likeness import Tally, is_asked_alike, strange
+from registry.questions.otherwise import Otherwise, killed_after
+from registry.questions.partings import Answer, add, told
 from registry.questions.recorded import (
     OF_RUNS_ALONE,
-    Attempt,
-    Piece,
     Script,
-    Seen,
     Step,
     input_of,
     is_anchor,
@@ -51,16 +33,7 @@ from registry.questions.recorded import (
     scripts,
     steps,
 )
-from registry.questions.waiting import waiting_for
-
-SCALE = 1 << 20
-"""Recorded numbers are this far apart, so that what is decided here has its place between them."""
-AS_RECORDED_NS = 250_000_000
-"""A run, or a timer, that is no further from the recorded one counts as that."""
-LOOK_NS, LOOK_IN_STEP_NS = 5_000_000, 100_000_000
-"""So long after a neighbour moved a service looks at it, where the recording does not say when: a commit takes time.
-One that is in step has this longer: the recording may still say it.
-"""
+from registry.questions.tracks import SCALE, Track, clone
 
 Declared = Callable[[Definition], Definition | None]
 """What is declared instead of a recorded definition; None is that the service is not."""
@@ -108,7 +81,7 @@ def _scaled(record: ev.Record) -> ev.Record:
 
 
 def _copied(projection: Projection) -> Projection:
-    services = {name: _clone(each) for name, each in projection.services.items()}
+    services = {name: clone(each) for name, each in projection.services.items()}
     for service in services.values():
         if service.spawned_seq is not None:
             service.spawned_seq *= SCALE
@@ -116,45 +89,7 @@ def _copied(projection: Projection) -> Projection:
     return msgspec.structs.replace(projection, services=services, last_runs=last_runs)
 
 
-def _clone(service: Service) -> Service:
-    clone = copy(service)
-    clone.checks = {name: copy(state) for name, state in service.checks.items()}
-    return clone
-
-
-# --- the course of one service ----------------------------------------------------------------------
-
-
-class _Course:
-    """How one service goes: in step with the recording, its own way, or nobody knows."""
-
-    def __init__(self, name: str, script: Script, now_ns: int) -> None:
-        self.script = script
-        self.in_step = True
-        self.unknown = ""
-        self.pin = ""
-        """What of the recording will make it known again: that it rests, or its next run."""
-        self.attempt: Attempt | None = None
-        self.segment = 0
-        self.position = 0
-        self.offset_ns = 0
-        self.stop_of: int | None = None
-        """The run whose stop is under way."""
-        self.generation = 0
-        self.tallies: dict[str, Tally] = {}
-        self.counted_ns = now_ns
-        self.sums = Course(name, Side(), Side())
-
-    def stands_for(self, seq: int) -> None:
-        """Its present run, or its last attempt at one, is that of this number."""
-        if (place := self.script.places.get(seq)) is not None:
-            attempt, position = place
-            self.segment, self.position = attempt.segment, position + 1
-            if attempt.refused is None:
-                self.attempt, self.offset_ns = attempt, 0
-
-
-class _Driver:
+class _Driver(Otherwise):
     """Goes through the recording, and lets what would have been otherwise happen in between."""
 
     def __init__(
@@ -164,26 +99,15 @@ class _Driver:
         declared: Declared,
         added: Iterable[Definition],
     ) -> None:
-        self._recorded = begin
-        self._scripts = script
+        super().__init__(begin, script)
         self._declared = declared
-        self._services: dict[str, Service] = {}
-        self._graph = Graph()
-        self._odd: set[str] = set()
-        """Services whose neighbours are declared otherwise."""
-        self._courses: dict[str, _Course] = {}
-        self._rows: list[Row] = []
-        self._queue: list[tuple[int, int, str, int, Callable[[], None]]] = []
-        self._orders = count()
-        self._now = ev.Now(0, 0)
-        self._seq = begin.seq * SCALE
+        self._added = {each.name: each for each in added}
         self._required: tuple[int, dict[str, None]] = (0, {})
         """What those need whom a decision starts."""
         self._redefined: tuple[int, set[str]] = (0, set())
         """What a decision has declared anew."""
-        self._added = {each.name: each for each in added}
 
-    # --- the recording ----------------------------------------------------------------------------
+    # --- the recording -----------------------------------------------------------------------
 
     def play(self, found: Sequence[Step]) -> Answer:
         """Go through it; the comparison."""
@@ -213,7 +137,7 @@ class _Driver:
             definition = self._declared(service.definition)
             if definition is None:
                 continue
-            self._services[name] = mine = _clone(service)
+            self._services[name] = mine = clone(service)
             if definition != service.definition:
                 mine.definition, mine.run_definition = definition, None
             self._declare(mine)
@@ -230,10 +154,10 @@ class _Driver:
             self._doubt_program(name)
             self._arm(name)
 
-    def _course(self, name: str) -> _Course:
+    def _course(self, name: str) -> Track:
         if name not in self._courses:
             script = self._scripts.get(name) or Script()
-            self._courses[name] = _Course(name, script, self._now.mono_ns)
+            self._courses[name] = Track(name, script, self._now.mono_ns)
         return self._courses[name]
 
     def _declare(self, service: Service) -> None:
@@ -310,7 +234,7 @@ class _Driver:
         if name not in self._recorded.services and course.unknown:
             self._forget(name)
 
-    # --- definitions --------------------------------------------------------------------------------
+    # --- definitions -------------------------------------------------------------------------
 
     def _define(self, name: str, step: Step) -> None:
         event: Any = step.root.event
@@ -364,18 +288,7 @@ class _Driver:
         self._ask_next(name, mine)
         return given
 
-    def _doubt_program(self, name: str) -> None:
-        """Its run is of another program than the recorded one: nobody knows what that does."""
-        service, course = self._services[name], self._courses[name]
-        if service.pid is None or course.attempt is None or course.unknown:
-            return
-        if keys := strange(course.attempt.definition, service.definition):
-            self._lose(
-                name,
-                f"{' and '.join(keys)} not as its recorded run had it: how that runs is not recorded",
-            )
-
-    # --- in step with the recording -------------------------------------------------------------------
+    # --- in step with the recording ----------------------------------------------------------
 
     def _step_along(self, name: str, step: Step, given: inp.Input | None) -> None:
         """Hand in what was handed in; where the core decides the same, it goes as recorded."""
@@ -441,16 +354,7 @@ class _Driver:
         self._tell(name, step, decided)
         self._leave(name)
 
-    def _leave(self, name: str) -> None:
-        course = self._courses[name]
-        if name not in self._services or course.unknown:
-            return
-        course.in_step = False
-        if self._services[name].pid is not None or self._services[name].state is State.STOPPING:
-            self._follow(name)
-        self._perform(name)
-
-    # --- its own way ----------------------------------------------------------------------------------
+    # --- off the recording -------------------------------------------------------------------
 
     def _own_step(self, name: str, step: Step, given: inp.Input | None) -> None:
         """Only what is asked for reaches it; what was seen belongs to runs that it may not have."""
@@ -472,140 +376,6 @@ class _Driver:
         self._perform(name)
         self._after(name)
 
-    def _take(self, name: str, given: inp.Input) -> None:
-        """Hand in what is not recorded as such; a service in step that is moved by it leaves the recording."""
-        outcome = self._decide(name, given)
-        if outcome is None:
-            self._lose(name, "it depends on what is unknown")
-            return
-        trial, decided = outcome
-        if not decided:
-            return
-        course = self._courses[name]
-        was_in_step = course.in_step
-        self._add_up(name)
-        self._take_over(name, trial, decided)
-        if told(decided):
-            self._show(name, (), decided)
-            if was_in_step:
-                self._leave(name)
-            else:
-                self._perform(name)
-        if name in self._services:
-            self._after(name)
-
-    def _take_over(self, name: str, trial: Service, decided: list[ev.Record]) -> None:
-        self._services[name] = trial
-        self._seq += len(decided)
-        for record in decided:
-            add(self._courses[name].sums.what_if, record)
-        if decided and isinstance(decided[-1].event, ev.Removed):
-            self._forget(name)
-        elif any(isinstance(each.event, ev.BecameReady) for each in decided):
-            self._ask_all(name)
-
-    def _perform(self, name: str) -> None:
-        """What its state asks for: a run that stands for a recorded one, or the end of one."""
-        course = self._courses[name]
-        while name in self._services and not course.unknown and not course.in_step:
-            service = self._services[name]
-            run = duties(service).spawn
-            if run is None:
-                break
-            attempt = course.script.attempt_at(course.segment, course.position)
-            if attempt is None:
-                self._lose(name, "it would have begun a run for which none is recorded")
-                return
-            course.position += 1
-            self._spawn(name, run, attempt)
-        if name in self._services and not course.unknown and not course.in_step:
-            self._stop_run(name)
-
-    def _spawn(self, name: str, run: int, attempt: Attempt) -> None:
-        course, service = self._courses[name], self._services[name]
-        if attempt.refused is not None:
-            given: inp.Observation = msgspec.structs.replace(attempt.refused, run=run)
-        else:
-            given = inp.SpawnSucceeded(run=run, pid=1, start_time=None, digest=service.digest)
-        outcome = self._decide(name, given)
-        assert outcome is not None, "a spawn is nobody else's business"
-        trial, decided = outcome
-        self._take_over(name, trial, decided)
-        if attempt.refused is not None:
-            self._show(name, (), decided)
-            return
-        course.attempt, course.offset_ns = attempt, self._now.mono_ns - attempt.begun_ns
-        self._follow(name)
-        self._begin_run(name)
-
-    def _begin_run(self, name: str) -> None:
-        """What is to be known of a new run, and whether it is."""
-        self._doubt_program(name)
-        service, course = self._services[name], self._courses[name]
-        if course.unknown or course.attempt is None:
-            return
-        theirs, mine = course.attempt.definition, service.definition
-        if mine.readiness is Ready.SPAWN and theirs.readiness is not Ready.SPAWN:
-            self._later(1_000_000, name, lambda: self._take(name, inp.GateOpened(run=service.run)))
-        unseen = [each.name for each in mine.checks if not is_known(each, theirs)]
-        if mine.readiness is Ready.HEALTH and unseen:
-            self._lose(name, f"it would be ready by its check {unseen[0]}, which nobody asked then")
-
-    def _follow(self, name: str) -> None:
-        """What was seen of the recorded run comes to this one as long after it began."""
-        course, service = self._courses[name], self._services[name]
-        attempt = course.attempt
-        if attempt is None:
-            return
-        begun_ns = attempt.begun_ns + course.offset_ns
-        run = service.run
-        for seen in attempt.seen:
-            if begun_ns + seen.after_ns > self._now.mono_ns or course.offset_ns:
-                self._see(name, run, begun_ns, seen)
-        if attempt.stopped_ns is not None:
-            known_ns = max(attempt.stopped_ns, attempt.stopped_ns + course.offset_ns)
-            why = f"its run {attempt.run} was stopped then ({attempt.stopped_for}), and this one goes on"
-            self._at(known_ns, name, lambda: self._outlive(name, run, why))
-        if service.state is State.RUNNING:
-            self._ask_all(name)
-
-    def _see(self, name: str, run: int, begun_ns: int, seen: Seen) -> None:
-        given = msgspec.structs.replace(seen.given, run=run)
-        self._at(begun_ns + seen.after_ns, name, lambda: self._seen(name, given))
-
-    def _seen(self, name: str, given: inp.Observation) -> None:
-        service, course = self._services[name], self._courses[name]
-        if isinstance(given, inp.Probed):
-            is_asked = course.attempt is not None and service.state is State.STARTING
-            mine = service.definition.check(given.check)
-            if not is_asked or mine is None or not is_known(mine, course.attempt.definition):  # type: ignore[union-attr]
-                return
-        self._take(name, given)
-
-    def _outlive(self, name: str, run: int, why: str) -> None:
-        service = self._services[name]
-        if service.run == run and service.pid is not None and service.state is not State.STOPPING:
-            self._lose(name, why)
-
-    def _stop_run(self, name: str) -> None:
-        """A run that is to end takes as long for it as it took, or as another one did."""
-        course, service = self._courses[name], self._services[name]
-        duty, run = duties(service).stop, service.run
-        if duty is None or course.stop_of == run:
-            return
-        course.stop_of = run
-        self._at(duty.kill_due_ns, name, lambda: self._kill(name, run))
-        if service.pid is None:
-            return  # its main process has ended: that the rest does is seen of the run
-        like = course.script.stop_of(course.attempt) if course.attempt is not None else None
-        if like is None:
-            self._lose(name, "it would have been stopped, and how long that takes is not recorded")
-            return
-        for seen in like.after_stop:
-            if isinstance(seen.given, inp.GroupGone) and seen.given.killed:
-                self._bear_longer(name, run, like)
-            self._see(name, run, self._now.mono_ns, seen)
-
     def _is_killed_too_early(
         self, name: str, given: inp.Input | None, old: Definition | None
     ) -> str:
@@ -615,116 +385,7 @@ class _Driver:
         if old is None or not is_killed or not given.killed or not self._courses[name].in_step:  # type: ignore[union-attr]
             return ""
         mine, theirs = service.definition.stop.timeout_s, old.stop.timeout_s
-        return _killed_after(theirs, mine) if mine > theirs else ""
-
-    def _bear_longer(self, name: str, run: int, like: Attempt) -> None:
-        """It was killed after its stop timeout: with a longer one nobody knows when it would have ended."""
-        mine = self._services[name].definition.stop.timeout_s
-        theirs = like.definition.stop.timeout_s
-        if mine > theirs:
-            why = _killed_after(theirs, mine)
-            self._later(int(theirs * NS) - 1, name, lambda: self._outlive_stop(name, run, why))
-
-    def _outlive_stop(self, name: str, run: int, why: str) -> None:
-        service = self._services[name]
-        if service.run == run and service.state is State.STOPPING:
-            self._lose(name, why)
-
-    def _kill(self, name: str, run: int) -> None:
-        service = self._services[name]
-        if service.run != run or service.state is not State.STOPPING:
-            return
-        due = duties(service).stop
-        if due is not None and due.kill_due_ns > self._now.mono_ns:
-            self._at(due.kill_due_ns, name, lambda: self._kill(name, run))
-        elif service.pid is not None:
-            self._take(name, inp.ProcessExited(run=run, signal=9, killed=1))
-        else:
-            self._take(name, inp.GroupGone(run=run, killed=1))
-
-    # --- checks ---------------------------------------------------------------------------------------
-
-    def _ask_all(self, name: str) -> None:
-        """Its checks are asked from now on, where the recording does not say what they find."""
-        course, service = self._courses[name], self._services[name]
-        recorded = self._recorded.services.get(name)
-        theirs = recorded.definition if recorded is not None else None
-        for check in service.definition.checks:
-            known = theirs.check(check.name) if theirs is not None else None
-            if course.in_step and known is not None and is_asked_alike(check, known):
-                continue
-            tally = course.tallies.setdefault(check.name, Tally())
-            state = service.checks.get(check.name)
-            if tally.ok is not (state.ok if state is not None else None):
-                tally.ok, tally.sure, tally.maybe = None, 0, 0
-            self._ask_next(name, check)
-
-    def _ask_next(self, name: str, check: Check) -> None:
-        """When it is asked next, and what it finds: what was found at that time of day."""
-        course, service = self._courses[name], self._services[name]
-        tally = course.tallies[check.name]
-        tally.round += 1
-        interval_ns = int(check.interval_s * NS)
-        at_ns = self._now.mono_ns + interval_ns
-        result = self._result(name, check, at_ns)
-        while result.to_ns < _FOR_EVER_NS and is_idle(tally, check, service, result):
-            at_ns += -(-(result.to_ns - at_ns) // interval_ns) * interval_ns
-            result = self._result(name, check, at_ns)
-        if is_idle(tally, check, service, result):
-            return
-        run, number = service.run, tally.round
-        self._at(at_ns, name, lambda: self._asked(name, check, run, number, result))
-
-    def _result(self, name: str, check: Check, at_ns: int) -> Piece:
-        script = self._scripts.get(name)
-        piece = script.result_at(check.name, at_ns) if script is not None else _NEVER
-        course = self._courses[name]
-        theirs = course.attempt.definition.check(check.name) if course.attempt is not None else None
-        if theirs is None or theirs.target != check.target:
-            return _NEVER
-        is_doubtful = check.timeout_s < theirs.timeout_s if piece.ok else False
-        if piece.ok is False and check.timeout_s > theirs.timeout_s:
-            is_doubtful = "timed out" in (piece.error or "")
-        return msgspec.structs.replace(piece, ok=None) if is_doubtful else piece
-
-    def _asked(self, name: str, check: Check, run: int, number: int, result: Piece) -> None:
-        course, service = self._courses[name], self._services[name]
-        tally = course.tallies[check.name]
-        is_over = service.run != run or service.state is not State.RUNNING
-        if is_over or service.ending_ns is not None or tally.round != number:
-            return
-        tally.sure = (
-            tally.sure + 1 if tally.ok is result.ok is not None else int(result.ok is not None)
-        )
-        tally.maybe = 0 if result.ok else tally.maybe + 1
-        tally.ok = result.ok
-        if result.ok is not None:
-            self._take(
-                name,
-                inp.Probed(
-                    run=run, check=check.name, ok=result.ok, count=tally.sure, error=result.error
-                ),
-            )
-        if name not in self._services or course.unknown or service.run != run:
-            return
-        if tally.maybe >= check.failures > tally.sure and can_end_a_run(check):
-            self._lose(name, f"what its check {check.name} would have found is not recorded")
-        elif self._services[name].state is State.RUNNING and tally.round == number:
-            self._ask_next(name, check)
-
-    # --- what nobody knows ------------------------------------------------------------------------------
-
-    def _lose(self, name: str, why: str) -> None:
-        """From here on its course is unknown."""
-        course = self._courses[name]
-        if course.unknown:
-            return
-        self._add_up(name)
-        course.in_step, course.unknown, course.pin = False, why, ""
-        course.sums.unknown = why
-        course.generation += 1
-        self._rows.append(Row(self._now.at_ns, name, state="unknown", note=f"unknown: {why}"))
-        self._after(name)
+        return killed_after(theirs, mine) if mine > theirs else ""
 
     def _lose_with(self, name: str, step: Step) -> None:
         self._tell(name, step)
@@ -748,85 +409,7 @@ class _Driver:
         elif course.pin == "run" and isinstance(event, ev.Spawned) and same:
             self._join(name, "it was started anew")
 
-    def _join(self, name: str, why: str) -> None:
-        """It is where the recording has it: from here on in step."""
-        self._add_up(name)
-        course, mine = self._courses[name], self._services[name]
-        recorded = self._recorded.services[name]
-        self._services[name] = joined = _clone(recorded)
-        joined.definition, joined.digest = mine.definition, mine.digest
-        if not course.unknown:
-            joined.attempt, joined.restart_times_ns = mine.attempt, mine.restart_times_ns
-        if mine.definition != recorded.definition:
-            joined.run_definition = None
-        was_unknown = bool(course.unknown)
-        course.in_step, course.unknown, course.pin, course.stop_of = True, "", "", None
-        course.generation += 1
-        course.stands_for(recorded.spawned_seq or 0)
-        note = f"known again: {why}" if was_unknown else "as recorded again"
-        self._rows.append(Row(self._now.at_ns, name, state=self._state(name), note=note))
-        if mine.definition != recorded.definition:
-            self._doubt_program(name)
-        if joined.state is State.RUNNING and not course.unknown:
-            self._ask_all(name)
-        self._after(name)
-
-    def _is_as_recorded(self, name: str) -> bool:
-        mine, recorded = self._services[name], self._recorded.services.get(name)
-        if recorded is None:
-            return False
-        if any(getattr(mine, field) != getattr(recorded, field) for field in _SAME):
-            return False
-        if mine.state is State.STOPPING and mine.bound is not recorded.bound:
-            return False
-        if (mine.pid is None) is not (recorded.pid is None):
-            return False
-        if mine.state in HAS_RUN and (mine.pid is not None or mine.state is State.STOPPING):
-            course = self._courses[name]
-            same = course.attempt is not None and course.attempt.run == recorded.run
-            return same and abs(course.offset_ns) <= AS_RECORDED_NS and _is_near(mine, recorded)
-        if mine.state is State.RESTARTING:
-            due_ns = (mine.restart_due_ns or 0) - (recorded.restart_due_ns or 0)
-            return abs(due_ns) <= AS_RECORDED_NS
-        return mine.state is not State.STARTING
-
-    def _forget(self, name: str) -> None:
-        """It is declared no more."""
-        self._services.pop(name, None)
-        self._graph.forget(name)
-        self._courses[name].unknown = ""
-        self._courses[name].generation += 1
-
-    # --- neighbours -------------------------------------------------------------------------------------
-
-    def _after(self, name: str) -> None:
-        """It moved: its timer is set, whoever it concerns looks at it."""
-        course = self._courses[name]
-        if name in self._services and not course.unknown:
-            if not course.in_step and self._is_as_recorded(name):
-                self._join(name, "")
-                return
-            self._arm(name)
-        for each in self._graph.neighbours(name, self._services):
-            if self._looks_itself(each):
-                after_ns = LOOK_IN_STEP_NS if self._courses[each].in_step else LOOK_NS
-                self._later(after_ns, each, partial(self._look, each))
-
-    def _looks_itself(self, name: str) -> bool:
-        """Whether the recording does not say when it looks at its neighbours."""
-        course = self._courses.get(name)
-        if course is None or name not in self._services or course.unknown:
-            return False
-        neighbours = self._graph.neighbours(name, self._services)
-        return (
-            not course.in_step
-            or name in self._odd
-            or any(not self._courses[each].in_step for each in neighbours if each in self._courses)
-        )
-
-    def _look(self, name: str) -> None:
-        if self._looks_itself(name):
-            self._take(name, inp.Reconsider())
+    # --- what else a command starts ----------------------------------------------------------
 
     def _note_required(self, name: str, root: ev.Record, given: inp.Input | None) -> None:
         """Who was asked for starts what it needs."""
@@ -863,121 +446,6 @@ class _Driver:
                 course.segment, course.position = course.script.segment_after(self._seq), 0
                 self._take(name, inp.Start(reason=Reason.REQUIRED))
 
-    # --- deciding ---------------------------------------------------------------------------------------
-
-    def _decide(self, name: str, given: inp.Input) -> tuple[Service, list[ev.Record]] | None:
-        """What the core decides of a copy; None where that hangs on neighbours of whom nothing is known."""
-        service = self._services[name]
-        outcomes: dict[Any, tuple[Service, list[ev.Record]]] = {}
-        for neighbours in self._arounds(service):
-            trial = _clone(service)
-            records = decide(trial, given, self._place(trial, neighbours))
-            outcomes.setdefault(told(records), (trial, records))
-        return next(iter(outcomes.values())) if len(outcomes) == 1 else None
-
-    def _place(self, service: Service, neighbours: Around | None = None) -> Place:
-        if neighbours is None:
-            neighbours = around(service, self._services, self._graph)
-        return Place(self._now, self._seq + 1, self._recorded.journal_id, None, neighbours)
-
-    def _arounds(self, service: Service) -> Iterator[Around]:
-        near = [*self._graph.neighbours(service.name, self._services)]
-        unknown = [each for each in near if each in self._courses and self._courses[each].unknown]
-        if not unknown:
-            yield around(service, self._services, self._graph)
-            return
-        for guess in (up, failed, stopping):
-            guessed = {each: guess(self._services[each], self._seq) for each in unknown}
-            yield around(service, {**self._services, **guessed}, self._graph)
-
-    # --- time -------------------------------------------------------------------------------------------
-
-    def _at(self, at_ns: int, name: str, happen: Callable[[], None]) -> None:
-        generation = self._courses[name].generation
-        heapq.heappush(self._queue, (at_ns, next(self._orders), name, generation, happen))
-
-    def _later(self, after_ns: int, name: str, happen: Callable[[], None]) -> None:
-        self._at(self._now.mono_ns + after_ns, name, happen)
-
-    def _play_until(self, mono_ns: int) -> None:
-        while self._queue and self._queue[0][0] < mono_ns:
-            due_ns, _order, name, generation, happen = heapq.heappop(self._queue)
-            course = self._courses[name]
-            if generation != course.generation or course.unknown or name not in self._services:
-                continue
-            if due_ns > self._now.mono_ns:
-                passed_ns = due_ns - self._now.mono_ns
-                self._now = ev.Now(self._now.at_ns + passed_ns, due_ns)
-            happen()
-
-    def _arm(self, name: str) -> None:
-        timer = duties(self._services[name]).timer
-        if timer is not None and not self._is_recorded(name, timer):
-            self._at(timer.due_ns, name, lambda: self._timer_due(name, timer))
-        duty, run = duties(self._services[name]).stop, self._services[name].run
-        recorded = self._recorded.services.get(name)
-        if duty is None or recorded is None or not self._courses[name].in_step:
-            return
-        if duties(recorded).stop != duty:
-            self._at(duty.kill_due_ns, name, lambda: self._kill(name, run))
-
-    def _timer_due(self, name: str, timer: Timer) -> None:
-        present = duties(self._services[name]).timer
-        if present == timer and not self._is_recorded(name, timer):
-            self._take(name, timer.due)
-
-    def _is_recorded(self, name: str, timer: Timer) -> bool:
-        """Whether the recording says when this timer was due."""
-        recorded = self._recorded.services.get(name)
-        return (
-            self._courses[name].in_step and recorded is not None and duties(recorded).timer == timer
-        )
-
-    # --- what is told -----------------------------------------------------------------------------------
-
-    def _tell(self, name: str, step: Step, decided: Sequence[ev.Record] = ()) -> None:
-        self._show(name, step.records, decided)
-
-    def _show(self, name: str, recorded: Sequence[ev.Record], decided: Sequence[ev.Record]) -> None:
-        if told(recorded) or told(decided):
-            state = self._state(name)
-            row = Row(self._now.at_ns, name, tuple(recorded), tuple(decided), state)
-            self._rows.append(row)
-
-    def _state(self, name: str) -> str:
-        service = self._services.get(name)
-        if service is None:
-            return "not declared"
-        if self._courses[name].unknown:
-            return "unknown"
-        waits = waiting_for(service, self._services)
-        return f"{service.state.value}, waits for {waits}" if waits else service.state.value
-
-    def _add_up(self, name: str) -> None:
-        course, now_ns = self._courses[name], self._now.mono_ns
-        passed_ns = max(0, now_ns - course.counted_ns)
-        course.counted_ns = now_ns
-        recorded, mine = self._recorded.services.get(name), self._services.get(name)
-        sums = course.sums
-        if recorded is not None and is_down(recorded):
-            sums.recorded.down_ns += passed_ns
-            sums.meanwhile.down_ns += passed_ns if course.unknown else 0
-        if course.unknown:
-            sums.unknown_ns += passed_ns
-        elif mine is not None and is_down(mine):
-            sums.what_if.down_ns += passed_ns
-
-
-# --- rules ------------------------------------------------------------------------------------------
-
-_SAME = ("state", "wanted", "reason", "removing")
-_FOR_EVER_NS = 2**63 - 1
-_NEVER = Piece(0, _FOR_EVER_NS, None)
-
-
-def _killed_after(theirs: float, mine: float) -> str:
-    return f"it was killed after {theirs:g} s, and this time it has {mine:g} s"
-
 
 def _names(dependencies: Iterable[Dependency]) -> Iterator[str]:
     return (each.service for each in dependencies)
@@ -990,9 +458,3 @@ def _is_anew(event: ev.Event) -> bool:
 
 def _is_adoption(root: ev.Record, given: inp.Input | None) -> bool:
     return isinstance(root.event, ev.Adopted) and not isinstance(given, inp.RunFound)
-
-
-def _is_near(mine: Service, recorded: Service) -> bool:
-    if mine.state is not State.STOPPING:
-        return True
-    return abs(mine.moved_ns - recorded.moved_ns) <= AS_RECORDED_NS

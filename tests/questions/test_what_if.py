@@ -22,7 +22,8 @@ from registry.core.events import GaveUp, Record, StartTimedOut
 from registry.core.projection import Projection
 from registry.journal.rows import to_record
 from registry.questions.partings import Answer, Course
-from registry.questions.what_if import SCALE, instead, what_if
+from registry.questions.tracks import SCALE
+from registry.questions.what_if import instead, what_if
 from tests.simulation.machine import ToldWorld
 
 S = 1_000_000_000

@@ -21,7 +21,8 @@ from registry.questions.partings import Answer, Course, Row, Side
 from registry.questions.records import event_record, rfc3339
 from registry.questions.spoken import Table, aligned, span
 from registry.questions.timeline import happened
-from registry.questions.what_if import SCALE, instead, what_if
+from registry.questions.tracks import SCALE
+from registry.questions.what_if import instead, what_if
 
 EX_CONFIG = 78
 """sysexits.h: the exit status where the other configuration cannot be used."""
