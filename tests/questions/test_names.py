@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from contextlib import suppress
+
 import pytest
 
 from registry.core.definition import Definition
@@ -47,3 +50,21 @@ def test_what_would_take_the_loop_s_time_is_refused(projection, given, sentence)
     with pytest.raises(Refusal) as refused:
         select(given, projection)
     assert refused.value.message == sentence
+
+
+def test_patterns_are_not_remembered(projection):
+    def ask(first):
+        for number in range(first, first + 600):
+            with suppress(Refusal):
+                select(f"{number}{'[a-z]?*' * 10}", projection)
+
+    tracemalloc.start()
+    try:
+        ask(0)  # as many as `re` ever remembers, and then twice as many more
+        filled, _peak = tracemalloc.get_traced_memory()
+        ask(600)
+        ask(1200)
+        grown, _peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert grown < 1.5 * filled
