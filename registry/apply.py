@@ -168,7 +168,7 @@ def _later(old: Config, new: Config) -> tuple[str, ...]:
         "journal": (old.journal, new.journal, JournalSettings.__struct_fields__),
     }
     return tuple(
-        f"{section}.{name}"
+        f"{section}.{name.removesuffix('_s')}"
         for section, (before, after, names) in sections.items()
         for name in names
         if getattr(before, name) != getattr(after, name)

@@ -23,6 +23,7 @@ from registry.api.access import Access
 from registry.api.actions import ACTIONS, Role
 from registry.api.growth import Growth
 from registry.api.handlers import Handlers
+from registry.api.journal import JournalHandlers
 from registry.api.server import Server
 from registry.apply import Configuration
 from registry.config import (
@@ -56,6 +57,7 @@ from registry.questions.narration import narrate
 from registry.questions.plan import Plan
 from registry.recovery import Beginning
 from registry.registry import Registry
+from registry.retention import Retention
 from registry.validate import machine_complaints
 
 _log = logging.getLogger("registry")
@@ -137,6 +139,7 @@ class Daemon:
                         self._apply_when_asked(),
                         *([self._watch_files()] if self._watches else []),
                         self._systemd.watch(),
+                        self._retention.run(),
                     )
                 ]
                 self._systemd.tell("READY=1")
@@ -293,6 +296,7 @@ class Daemon:
         self._configuration = Configuration(
             self._starting, self._key, self._registry, self._take_up
         )
+        self._retention = Retention(journal, self._registry, self._starting.journal)
         self._hooks = Hooks(_hooks_of(self._starting), self._machine.run_hook, self._tags_of)
         self._endings = Endings(
             self._find,
@@ -366,7 +370,10 @@ class Daemon:
             settings.socket_mode,
             settings.socket_group,
             ACTIONS,
-            handlers.table(),
+            {
+                **handlers.table(),
+                **JournalHandlers(self._registry, self._retention, journal.path).table(),
+            },
             self._access,
         )
         if self._listener is not None:
@@ -464,6 +471,7 @@ class Daemon:
         while True:
             await self._tell_new()
             await self._journal.keep_snapshot(self._registry.committed)
+            self._retention.grew()
             await self._registry.next_commit()
 
     async def _tell_new(self) -> None:

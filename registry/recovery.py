@@ -70,9 +70,10 @@ class Beginning:
         saved = await asyncio.to_thread(salvage, self._path)
         _log.error("%s", error)
         _log.error(
-            "The damaged journal is now %s; events 1 to %d of it are kept in %s",
+            "The damaged journal is now %s; events %d to %d of it are kept in %s",
             saved.aside,
-            saved.seq,
+            saved.first,
+            saved.last,
             self._path,
         )
 

@@ -116,13 +116,14 @@ class _Item(msgspec.Struct, frozen=True):
     """Inputs that are decided together, on their way to the writer.
 
     `answer` is that of the first; `before` is called when their turn has come, `done` once what they led to is
-    committed, or held.
+    committed, or held. `facts` are about the registry itself, and need no decision.
     """
 
     steps: Sequence[Step]
     answer: asyncio.Future[Accepted] | None = None
     before: Callable[[], None] | None = None
     done: Callable[[], None] | None = None
+    facts: Sequence[ev.Event] = ()
 
 
 class Registry:
@@ -189,6 +190,24 @@ class Registry:
         answer: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
         self._put(_Item(steps, answer, before))
         return await answer
+
+    async def note(self, event: ev.Event) -> None:
+        """Have a fact about the registry itself written; returns when it is durable.
+
+        Raises Unavailable, NotCommitted.
+        """
+        if self.degraded_since_ns is not None:
+            raise Unavailable(self.trouble)
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done() -> None:
+            if not written.done():
+                written.set_result(None)
+
+        self._put(_Item((), done=done, facts=(event,)))
+        await written
+        if self.degraded_since_ns is not None:
+            raise NotCommitted(self.trouble)
 
     def probed(
         self,
@@ -319,7 +338,9 @@ class Registry:
         """One decision: what its steps lead to, and the processes that they ask for, behind their gates."""
         if item.before is not None:
             item.before()
-        records: list[ev.Record] = []
+        seqs = range(self._live.seq + 1, self._live.seq + 1 + len(item.facts))
+        records = [self._record(*fact) for fact in zip(item.facts, seqs, strict=True)]
+        self._advance(records)
         for name, given in item.steps:
             records += self._step(name, given, records)
             if isinstance(given, inp.Start | inp.Restart) and _is_asked_for(given):

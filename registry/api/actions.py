@@ -238,6 +238,27 @@ class VersionParams(Params, frozen=True):
     all: bool = False
 
 
+class QueryParams(Params, frozen=True):
+    """One select, and how many rows are answered at most; `is_cut` says whether there are more."""
+
+    sql: str
+    limit: int = 1000
+
+
+class ExportParams(Params, frozen=True):
+    """A file that does not exist yet: a path, relative to the journal's folder; `until` a time, else all of it."""
+
+    path: str
+    until: str | None = None
+
+
+class CompactParams(Params, frozen=True):
+    """`keep` is how long events are to stay, such as "30d", else as `[journal] keep` says; `archive` as for export."""
+
+    keep: str | None = None
+    archive: str | None = None
+
+
 class Action(msgspec.Struct, frozen=True):
     """One action: what it is called, what it takes, who may ask it, what it answers."""
 
@@ -259,7 +280,12 @@ _COMMAND_ERRORS = (
     ErrorCode.OUTCOME_UNKNOWN,
 )
 
-_PAST_ERRORS = (ErrorCode.UNKNOWN_SERVICE, ErrorCode.TIMED_OUT, ErrorCode.JOURNAL_UNREADABLE)
+_PAST_ERRORS = (
+    ErrorCode.UNKNOWN_SERVICE,
+    ErrorCode.TIMED_OUT,
+    ErrorCode.OUT_OF_RANGE,
+    ErrorCode.JOURNAL_UNREADABLE,
+)
 
 _REQUEST_ANSWER = '[{"name","seq","status"}] once durable; with wait once carried out'
 _REQUEST_ERRORS = (*_COMMAND_ERRORS, ErrorCode.NOT_RUNNING, ErrorCode.REQUEST_FAILED)
@@ -436,6 +462,44 @@ ACTIONS: dict[str, Action] = {
             '{"period","services":[{"service","availability","states_s","outages","mtbf_s","mttr_s","restarts",...}]}; '
             'with boot {"seq","at","seconds","services","chain",...}',
             (*_PAST_ERRORS, ErrorCode.INVALID_PARAMS),
+        ),
+        Action(
+            "query",
+            QueryParams,
+            Role.OBSERVE,
+            "One select in SQL, of the journal's tables and views, read only.",
+            '{"columns":[name],"rows":[[value]],"is_cut"}',
+            (ErrorCode.INVALID_PARAMS, ErrorCode.TIMED_OUT, ErrorCode.JOURNAL_UNREADABLE),
+        ),
+        Action(
+            "journal_info",
+            NoParams,
+            Role.OBSERVE,
+            "How the journal is: its file, its first and last event, what it begins with.",
+            '{"path","schema","size","used","wal","events","first","last","anchor","snapshots","keep_s",'
+            '"max_size","degraded_since","trouble"}',
+            (ErrorCode.JOURNAL_UNREADABLE,),
+        ),
+        Action(
+            "journal_export",
+            ExportParams,
+            Role.ADMIN,
+            "Copy the journal, or its events up to a time, into one file that replay reads.",
+            '{"path","first","last","hash","size"}',
+            (ErrorCode.REQUEST_FAILED, ErrorCode.FORBIDDEN, ErrorCode.OUT_OF_RANGE),
+        ),
+        Action(
+            "journal_compact",
+            CompactParams,
+            Role.ADMIN,
+            "Remove the oldest events from the journal, having copied them where `archive` says so.",
+            '{"removed","first","archive"}, once that is durable',
+            (
+                ErrorCode.REQUEST_FAILED,
+                ErrorCode.FORBIDDEN,
+                ErrorCode.JOURNAL_UNAVAILABLE,
+                ErrorCode.OUTCOME_UNKNOWN,
+            ),
         ),
         Action(
             "heartbeat",

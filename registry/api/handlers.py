@@ -35,6 +35,7 @@ from registry.api.actions import (
     ListParams,
     LogsParams,
     NoParams,
+    QueryParams,
     ReportParams,
     SelectionParams,
     ShowParams,
@@ -54,6 +55,7 @@ from registry.core.definition import Check, Definition
 from registry.core.dependencies import is_settled
 from registry.core.events import TYPES, Actor, Defined, Record, Redefined, Spawned
 from registry.core.lifecycle import State
+from registry.core.projection import Projection
 from registry.core.service import Service
 from registry.held import RETRY_S
 from registry.host.capabilities import FALLBACKS, Capabilities
@@ -68,6 +70,7 @@ from registry.past.answers import (
     GraphThen,
     HistoryOf,
     ListThen,
+    Query,
     ReportOf,
     StatusThen,
     WhyThen,
@@ -104,6 +107,9 @@ class EventSource(Protocol):
     """What the handlers need of the journal: what is written of it, up to event `seq`."""
 
     seq: int
+
+    def beginning(self) -> Projection:
+        """What there was before the first event."""
 
     async def read(
         self,
@@ -184,6 +190,7 @@ class Handlers:
             "apply": self._apply,
             "check": self._check_now,
             "health": self._health,
+            "query": self._query,
             "logs": self._logs,
             "events": self._events,
             "history": self._history,
@@ -263,6 +270,9 @@ class Handlers:
             at_ = _at(params.at) if params.at is not None else None
             return self._ask("boot", BootOf(at_, params.service))
         return self._ask("report", ReportOf(params.service, since, until, Clock().now()))
+
+    async def _query(self, params: QueryParams, _peer: Peer) -> msgspec.Raw:
+        return await self._ask("query", Query(params.sql, params.limit))
 
     def _health(self, params: HealthParams, _peer: Peer) -> list[dict[str, Any]]:
         services = (
@@ -483,11 +493,14 @@ class Handlers:
         if params.run is None:
             return _shown(service, None, service.digest, service.definition)
         run = _run_number(service, params.run, ErrorCode.NO_RUN)
-        digest = await self._digest_of(service.name, run)
-        definition = await self._definition_of(service.name, digest)
+        digest = await self._digest_of(service, run)
+        definition = await self._definition_of(service, digest)
         return _shown(service, run, digest, definition)
 
-    async def _digest_of(self, name: str, run: int) -> str:
+    async def _digest_of(self, service: Service, run: int) -> str:
+        if run == service.run and service.run_digest:
+            return service.run_digest
+        name = service.name
         async for record in self._all_of(name, "spawned"):
             if record.run == run and isinstance(record.event, Spawned):
                 return record.event.digest
@@ -495,7 +508,13 @@ class Handlers:
             ErrorCode.NO_RUN, f"run: the journal does not say how run {run} of '{name}' was begun"
         )
 
-    async def _definition_of(self, name: str, digest: str) -> Definition:
+    async def _definition_of(self, service: Service, digest: str) -> Definition:
+        if digest == service.run_digest and service.run_definition is not None:
+            return service.run_definition
+        name, before = service.name, self._journal.beginning().services
+        for known in (service, before.get(service.name)):
+            if known is not None and known.digest == digest:
+                return known.definition
         for kind in ("defined", "redefined"):
             async for record in self._all_of(name, kind):
                 event = record.event

@@ -60,11 +60,20 @@ class RegistrySettings(msgspec.Struct, frozen=True):
     on_sigterm: OnSigterm = OnSigterm.STOP
 
 
+JOURNAL_SIZE_MIN = 10**7
+"""The smallest size that a journal may be held to: what it begins with, and some history, have to fit."""
+
+
 class JournalSettings(msgspec.Struct, frozen=True):
-    """Where the journal is (absolute), and what it survives."""
+    """Where the journal is (absolute), what it survives, how long events stay in it and how large it may get (bytes).
+
+    None is without a limit.
+    """
 
     path: str
     durability: Durability = Durability.FULL
+    keep_s: float | None = None
+    max_size: int | None = 10**9
 
 
 class AccessSettings(msgspec.Struct, frozen=True):
@@ -288,6 +297,10 @@ def _journal(section: Section, root: Path) -> JournalSettings:
     settings = JournalSettings(
         path=section.take("path", values.path(root), plain.path),
         durability=section.take("durability", values.choice(Durability), plain.durability),
+        keep_s=section.take("keep", values.limited(values.positive_duration), plain.keep_s),
+        max_size=section.take(
+            "max_size", values.limited(values.size(JOURNAL_SIZE_MIN)), plain.max_size
+        ),
     )
     section.close()
     return settings

@@ -13,7 +13,13 @@ import msgspec
 
 from registry.config import values
 from registry.config.addresses import SCHEMES
-from registry.config.file import Durability, JournalSettings, OnSigterm, RegistrySettings
+from registry.config.file import (
+    JOURNAL_SIZE_MIN,
+    Durability,
+    JournalSettings,
+    OnSigterm,
+    RegistrySettings,
+)
 from registry.config.hooks import TOLD, Hook
 from registry.config.keys import CAPABILITIES, COUNTED_RLIMITS, RLIMITS
 from registry.config.services import INSTANCES_MAX, OF_ONE
@@ -118,6 +124,18 @@ def _journal() -> dict[str, Key]:
             durability,
             "Whether it survives a power cut, or only the registry's own death.",
             f'"{plain.durability}"',
+        ),
+        "keep": Key(
+            'duration or `"unlimited"`',
+            _or_unlimited(_DURATION),
+            "How long events stay in it; older ones are removed, a thousand at least at a time.",
+            '"unlimited"',
+        ),
+        "max_size": Key(
+            'size or `"unlimited"`',
+            _or_unlimited(_size_from(JOURNAL_SIZE_MIN)),
+            "About how large it gets; then its oldest events are removed, whatever their age.",
+            f'"{(plain.max_size or 0) // 10**9}GB"',
         ),
     }
 

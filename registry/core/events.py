@@ -68,6 +68,19 @@ class RegistryStopped(Event, frozen=True):
     kept: bool = False
 
 
+class JournalCompacted(Event, frozen=True):
+    """The journal begins after event `through` from here on: the `events` before went, but for those it keeps.
+
+    `hash` is that of event `through`; `digest` is over all that the journal begins with instead, its anchor.
+    """
+
+    TYPE = "journal_compacted"
+    through: int
+    hash: str
+    digest: str
+    events: int
+
+
 class Defined(Moved, frozen=True):
     """A service was declared."""
 
@@ -351,6 +364,7 @@ TYPES: dict[str, type[Event]] = {
         JournalCopied,
         RegistryStarted,
         RegistryStopped,
+        JournalCompacted,
         Defined,
         Redefined,
         Removed,

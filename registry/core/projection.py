@@ -53,6 +53,8 @@ class Projection(msgspec.Struct):
                     evolve(service, record)
             case ev.RegistryStopped():
                 self.orderly = not event.kept
+            case ev.JournalCompacted():
+                pass  # nothing that is known is known less
             case ev.Removed():
                 self.remove(record.service or "")
             case _:

@@ -7,3 +7,11 @@ class JournalError(Exception):
 
 class JournalDamaged(JournalError):
     """It is ours, but cannot be read to its end: `salvage` keeps what can."""
+
+
+class Compacted(JournalError):
+    """What was asked for is of before the first event that there is, number `first`."""
+
+    def __init__(self, message: str, first: int) -> None:
+        super().__init__(message)
+        self.first = first

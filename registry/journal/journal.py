@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
@@ -16,11 +16,19 @@ import aiosqlite
 
 from registry.core.events import Record
 from registry.core.projection import FOLD, Projection
-from registry.journal import snapshots
+from registry.journal import anchor, snapshots, views
+from registry.journal.anchor import Anchor
 from registry.journal.errors import JournalDamaged, JournalError
 from registry.journal.read import refuse_stranger
 from registry.journal.rows import NO_HASH, to_record, to_rows
-from registry.journal.schema import CREATE, SELECT, appending
+from registry.journal.schema import (
+    CREATE,
+    MIGRATIONS,
+    SCHEMA_VERSION,
+    SELECT,
+    UNREADABLE,
+    appending,
+)
 
 _WAL_BYTES_KEPT = 16_777_216
 _NEVER_NS = 2**63 - 1
@@ -37,6 +45,7 @@ class Journal:
         self.path = path
         self.seq = 0
         self.hash = NO_HASH
+        self.anchor: Anchor | None = None
         self._snapshot_seq = 0
         self._times_after = 0
         self._first_ns = self._batch_first_ns = _NEVER_NS
@@ -74,7 +83,7 @@ class Journal:
                 opened.push_async_callback(reader.close)
                 journal = cls(path, writer, reader)
                 await journal._find_head()
-            except sqlite3.Error as error:
+            except UNREADABLE as error:
                 raise _complaint(error, is_ours=is_ours)(
                     f"cannot open the journal {path}: {error};"
                     " check the file and its folder, or name another in [journal] path"
@@ -83,16 +92,53 @@ class Journal:
         return journal
 
     async def _find_head(self) -> None:
-        for row in await self._ask(f"{SELECT} ORDER BY seq DESC LIMIT 1", ()):
+        for found in await self.ask(anchor.FIND):
+            self.anchor = anchor.of(tuple(found))
+            kept = await self.ask(anchor.KEPT, (anchor.numbers(self.anchor.kept),))
+            anchor.check(self.anchor, [tuple(row) for row in kept])
+            self.seq, self.hash = self.anchor.seq, self.anchor.hash
+        for row in await self.ask(f"{SELECT} WHERE seq > ? ORDER BY seq DESC LIMIT 1", (self.seq,)):
             self.seq, self.hash = row[0], row[-1]
             self._times_after = self.seq
 
+    @property
+    def first(self) -> int:
+        """The number of the first event that there is, or will be."""
+        return self.anchor.seq + 1 if self.anchor else 1
+
     async def fold(self) -> Projection:
         """The fold of everything, from the latest snapshot on. Raises JournalError, JournalDamaged."""
-        projection = await self._latest_snapshot() or Projection()
+        projection = await self._fold_begun(self.seq)
         self._snapshot_seq = self._times_after = projection.seq
-        while records := await self.read(since=projection.seq):
+        async for records in self._folding(projection, self.seq):
             self._note_times(records)
+            await self.keep_snapshot(projection)
+        return projection
+
+    async def fold_to(self, last: int) -> Projection:
+        """The fold of everything up to event `last`, which is not before the first. Raises as `fold` does."""
+        projection = await self._fold_begun(last)
+        async for _records in self._folding(projection, last):
+            pass
+        return projection
+
+    async def _fold_begun(self, last: int) -> Projection:
+        """From where the events up to `last` are to be folded: a snapshot, the anchor, or nothing."""
+        begin = self.anchor.seq if self.anchor else 0
+        for (state,) in await self.ask(snapshots.NEAREST, (last, begin, FOLD)):
+            if (projection := snapshots.decode(state)) is not None:
+                return projection
+        return self.beginning()
+
+    def beginning(self) -> Projection:
+        """What there was before the first event that there is."""
+        return self.anchor.projection() if self.anchor else Projection()
+
+    async def _folding(self, projection: Projection, last: int) -> AsyncIterator[list[Record]]:
+        """Fold page by page; what else there is to do has its turn in between."""
+        while records := await self.read(
+            since=projection.seq, limit=min(1000, last - projection.seq)
+        ):
             try:
                 projection.fold(records)
             # no registry wrote this: an event of a service that was never declared, say
@@ -101,14 +147,8 @@ class Journal:
                     f"the journal {self.path}: event {projection.seq + 1} does not follow from those before it;"
                     " tools/replay --verify shows how far it can be trusted"
                 ) from None
-            await self.keep_snapshot(projection)
+            yield records
             await asyncio.sleep(0)
-        return projection
-
-    async def _latest_snapshot(self) -> Projection | None:
-        for (state,) in await self._ask(snapshots.NEAREST, (self.seq, FOLD)):
-            return snapshots.decode(state)
-        return None
 
     async def keep_snapshot(self, projection: Projection, *, at_end: bool = False) -> None:
         """Keep the fold for those who start later, where that is due and all of it is written.
@@ -192,13 +232,18 @@ class Journal:
         """Records above `since`, oldest first; the last `-since` of them where it is negative."""
         conditions: list[str] = ["seq > ?"]
         values: list[int | str] = [max(since, 0)]
+        if self.anchor is not None and service is None:
+            values = [max(since, self.anchor.seq)]
+        elif self.anchor is not None:  # what is kept of before the first event counts, too
+            conditions.append("(seq > ? OR seq IN (SELECT value FROM json_each(?)))")
+            values += [self.anchor.seq, anchor.numbers(self.anchor.kept)]
         for column, wanted in (("service", service), ("type", type)):
             if wanted is not None:
                 some = [wanted] if isinstance(wanted, str) else wanted
                 conditions.append(f"{column} IN ({', '.join('?' * len(some))})")
                 values += some
         newest = since < 0
-        rows = await self._ask(
+        rows = await self.ask(
             f"{SELECT} WHERE {' AND '.join(conditions)} ORDER BY seq {'DESC' if newest else 'ASC'} LIMIT ?",
             (*values, min(limit, -since) if newest else limit),
         )
@@ -208,14 +253,27 @@ class Journal:
             raise error.__class__(f"the journal {self.path}: {error}") from None
         return records[::-1] if newest else records
 
-    async def _ask(self, question: str, values: tuple[object, ...]) -> Iterable[sqlite3.Row]:
+    async def ask(self, question: str, values: tuple[object, ...] = ()) -> Iterable[sqlite3.Row]:
+        """What a question in SQL is answered, beside the writer. Raises JournalError, JournalDamaged."""
         try:
             return await self._reader.execute_fetchall(question, values)
-        except sqlite3.Error as error:
+        except UNREADABLE as error:
             raise _complaint(error)(
                 f"cannot read the journal {self.path}: {error};"
                 " tools/replay --verify shows how far it can be trusted"
             ) from None
+
+    async def change(self, statement: str, values: tuple[object, ...] = ()) -> int:
+        """Change what is no event, or remove events, as one transaction; how many rows. Raises JournalError."""
+        return await asyncio.shield(asyncio.ensure_future(self._change(statement, values)))
+
+    async def _change(self, statement: str, values: tuple[object, ...]) -> int:
+        async with self._appending:
+            try:
+                cursor = await self._writer.execute(statement, values)
+            except sqlite3.Error as error:
+                raise JournalError(f"cannot write to the journal {self.path}: {error}") from None
+            return cursor.rowcount
 
     async def close(self) -> None:
         """Move the WAL into the file and close; whatever was being written is written first."""
@@ -229,11 +287,13 @@ class Journal:
             await self._writer.close()
 
 
-def _complaint(error: sqlite3.Error, *, is_ours: bool = False) -> type[JournalError]:
+def _complaint(error: Exception, *, is_ours: bool = False) -> type[JournalError]:
     """Damage where SQLite says so, or where our own file lacks what we put there."""
     damage = [sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR]
     if is_ours:
         damage.append(sqlite3.SQLITE_NOTADB)
+    if isinstance(error, UnicodeDecodeError):
+        return JournalDamaged
     code = getattr(error, "sqlite_errorcode", None)
     return JournalDamaged if code is not None and code & 0xFF in damage else JournalError
 
@@ -246,6 +306,7 @@ async def _prepare(writer: aiosqlite.Connection, path: Path, durability: str) ->
     await writer.execute("PRAGMA busy_timeout = 5000")
     application = await _number(writer, "PRAGMA application_id")
     is_new = not application and not await _number(writer, "SELECT count(*) FROM sqlite_schema")
+    version = SCHEMA_VERSION
     if not is_new:  # before anything of it is changed
         version = await _number(writer, "PRAGMA user_version")
         refuse_stranger(path, application=application, version=version)
@@ -254,8 +315,12 @@ async def _prepare(writer: aiosqlite.Connection, path: Path, durability: str) ->
     await writer.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES_KEPT}")
     if is_new:
         await writer.executescript(f"BEGIN IMMEDIATE;{CREATE}COMMIT;")
+    for earlier in range(version, SCHEMA_VERSION):
+        await writer.executescript(f"BEGIN IMMEDIATE;{MIGRATIONS[earlier]}COMMIT;")
     await writer.execute(snapshots.CREATE)
     await writer.execute(snapshots.CREATE_TIMES)
+    present = await writer.execute_fetchall(views.PRESENT)
+    await writer.executescript(views.renewal([tuple(row) for row in present]))
 
 
 async def _number(connection: aiosqlite.Connection, question: str) -> int:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from registry.core.events import (
     Adopted,
+    JournalCompacted,
     JournalCopied,
     JournalCreated,
     Moved,
@@ -30,15 +31,19 @@ from registry.core.events import (
 )
 from registry.core.lifecycle import is_legal
 from registry.core.projection import FOLD, Projection
+from registry.journal import anchor as anchors
 from registry.journal import snapshots
-from registry.journal.errors import JournalError
+from registry.journal.anchor import Anchor
+from registry.journal.errors import Compacted, JournalError
 from registry.journal.rows import NO_HASH, Row, chain_hash, to_record
-from registry.journal.schema import APPLICATION_ID, SCHEMA_VERSION, SELECT
+from registry.journal.schema import APPLICATION_ID, SCHEMA_VERSION, SELECT, UNREADABLE
+from registry.questions.records import rfc3339
 
 Connection = sqlite3.Connection
 """An open journal, for those who know no SQL: to be handed back to this module, and closed."""
 
 PAGE = 1000
+_FOLDS_MAX = 3
 _COPIES_MAX = 5
 _INTEGER_MIN, _INTEGER_MAX = -(2**63), 2**63 - 1
 # https://www.sqlite.org/fileformat2.html: "File format read version", 2 for WAL; and the -wal's header
@@ -58,7 +63,7 @@ def open_for_reading(path: Path) -> Connection:
     try:
         _refuse_other_than_a_file(path)
         return _open_in_place(path) or _open_copy(path)
-    except sqlite3.Error as error:
+    except UNREADABLE as error:
         raise JournalError(f"{path}: it cannot be read as a journal: {error}") from None
     except OSError as error:
         raise JournalError(f"{path}: it cannot be read: {error.strerror}") from None
@@ -193,11 +198,23 @@ def doubt(connection: Connection, path: Path) -> str | None:
     return f"no {name} beside it: if it was copied without, newer events may be missing"
 
 
+def shortened(connection: Connection) -> str | None:
+    """A sentence where the oldest events were removed: with which one it begins."""
+    if anchor_of(connection) is None:
+        return None
+    first = first_seq(connection)
+    at = f", of {rfc3339(at_ns)}" if (at_ns := at_of(connection, first)) else ""
+    return f"it begins with event {first}{at}: older ones were removed"
+
+
 # --- pages ----------------------------------------------------------------------------------------
 
 
 class Selection(NamedTuple):
-    """Which rows: above `after` up to `last`, from `first_ns` to `last_ns` (UTC), of `services` if named."""
+    """Which rows: above `after` up to `last`, from `first_ns` to `last_ns` (UTC), of `services` if named.
+
+    Of services that are named, it is also what a compacted journal keeps of before its first event.
+    """
 
     after: int = 0
     last: int = _INTEGER_MAX
@@ -211,6 +228,18 @@ EVERYTHING = Selection()
 
 def row_pages(connection: Connection, selection: Selection = EVERYTHING) -> Iterator[list[Row]]:
     """The rows of a selection in order, a page at a time; where one cannot be read, all those before it."""
+    begin = anchor_of(connection)
+    if begin is None:
+        yield from _row_pages(connection, selection)
+        return
+    if selection.services:
+        for page in _row_pages(connection, selection._replace(last=min(selection.last, begin.seq))):
+            if rows := [row for row in page if begin.counts(row[0])]:
+                yield rows
+    yield from _row_pages(connection, selection._replace(after=max(selection.after, begin.seq)))
+
+
+def _row_pages(connection: Connection, selection: Selection) -> Iterator[list[Row]]:
     after, *bounds, services = selection
     question = (
         f"{SELECT} WHERE seq > ? AND seq <= ? AND at_ns BETWEEN ? AND ?{_among(services)}"
@@ -253,21 +282,42 @@ def pages(connection: Connection, selection: Selection = EVERYTHING) -> Iterator
 
 def latest(connection: Connection, selection: Selection, count: int) -> list[Record]:
     """The last `count` records of a selection, oldest first."""
+    begin = anchor_of(connection)
+    if begin is not None and not selection.services:
+        selection = selection._replace(after=max(selection.after, begin.seq))
     after, *bounds, services = selection
     question = (
         f"{SELECT} WHERE seq > ? AND seq <= ? AND at_ns BETWEEN ? AND ?{_among(services)}"
         " ORDER BY seq DESC LIMIT ?"
     )
     rows = _ask(connection, question, (after, *bounds, *services, count))
-    return [to_record(row) for row in reversed(rows)]
+    counting = (row for row in reversed(rows) if begin is None or begin.counts(row[0]))
+    return [to_record(row) for row in counting]
 
 
 def fold(connection: Connection, last: int) -> Projection:
     """The fold of every event up to number `last`, from the nearest snapshot on.
 
-    Raises JournalError, also for an event that does not follow from those before it.
+    Raises JournalError, also for an event that does not follow from those before it; Compacted where it is
+    before the first that there is.
     """
-    projection = _snapshot(connection, last) or Projection()
+    for _ in range(_FOLDS_MAX):
+        begin = anchor_of(connection)
+        if begin is not None and last < begin.seq:
+            raise _compacted(connection, begin)
+        try:
+            projection = _fold(connection, last, begin)
+        except JournalError:
+            if begin == anchor_of(connection):
+                raise
+            continue
+        if begin == anchor_of(connection):  # else what was to be folded was removed meanwhile
+            return projection
+    raise JournalError("its oldest events are removed faster than they are read; try again")
+
+
+def _fold(connection: Connection, last: int, begin: Anchor | None) -> Projection:
+    projection = _snapshot(connection, last, begin) or beginning(begin)
     for records in pages(connection, Selection(after=projection.seq, last=last)):
         try:
             projection.fold(records)
@@ -279,52 +329,99 @@ def fold(connection: Connection, last: int) -> Projection:
     return projection
 
 
-def _snapshot(connection: Connection, last: int) -> Projection | None:
+def beginning(begin: Anchor | None) -> Projection:
+    """What there was before the first event."""
+    return begin.projection() if begin is not None else Projection()
+
+
+def anchor_of(connection: Connection) -> Anchor | None:
+    """What a compacted journal begins with; None where nothing was removed. Raises JournalDamaged."""
+    if not _ask(connection, anchors.IS_THERE):  # of schema 1
+        return None
+    rows = _ask(connection, anchors.FIND)
+    return anchors.of(rows[0]) if rows else None
+
+
+def _begin_of(connection: Connection) -> int:
+    """The number of the last event that was removed, or counts no more."""
+    return first_seq(connection) - 1
+
+
+def _compacted(connection: Connection, begin: Anchor) -> Compacted:
+    first = begin.seq + 1
+    return Compacted(f"what was before event {first} is not known: {shortened(connection)}", first)
+
+
+def _snapshot(connection: Connection, last: int, begin: Anchor | None) -> Projection | None:
     if not _ask(
         connection, snapshots.ARE_THERE
     ):  # of a version that knew none, or somebody dropped them
         return None
-    rows = _ask(connection, snapshots.NEAREST, (last, FOLD))
+    rows = _ask(connection, snapshots.NEAREST, (last, begin.seq if begin else 0, FOLD))
     return snapshots.decode(rows[0][0]) if rows else None
 
 
 def at_of(connection: Connection, seq: int) -> int:
     """When event number `seq` happened (UTC); 0 where there is none."""
+    begin = anchor_of(connection)
+    if begin is not None and seq == begin.seq:
+        return begin.at_ns
     return _number(_ask(connection, "SELECT at_ns FROM events WHERE seq = ?", (seq,)))
 
 
 def service_names(connection: Connection) -> list[str]:
     """Every service that the journal tells of."""
-    question = "SELECT DISTINCT service FROM events WHERE service IS NOT NULL ORDER BY service"
-    return [name for (name,) in _ask(connection, question)]
+    question = "SELECT DISTINCT service FROM events WHERE service IS NOT NULL AND seq > ?"
+    begin = anchor_of(connection)
+    names = {name for (name,) in _ask(connection, question, (begin.seq if begin else 0,))}
+    return sorted(names.union(beginning(begin).services))
 
 
 def last_seq(connection: Connection) -> int:
     """The number of the last event; 0 where there is none."""
-    return _number(_ask(connection, "SELECT max(seq) FROM events"))
+    begin = anchor_of(connection)
+    newest = _number(_ask(connection, "SELECT max(seq) FROM events"))
+    return max(newest, begin.seq) if begin else newest
+
+
+def first_seq(connection: Connection) -> int:
+    """The number of the first event that there is, or will be."""
+    begin = anchor_of(connection)
+    return begin.seq + 1 if begin else 1
 
 
 def first_seq_at(connection: Connection, at_ns: int) -> int:
     """The number of the first event in sequence that is not earlier than `at_ns` (UTC); 0 where none is."""
-    question = "SELECT seq FROM events WHERE at_ns >= ? ORDER BY seq LIMIT 1"
-    return _number(_ask(connection, question, (at_ns,)))
+    question = "SELECT seq FROM events WHERE at_ns >= ? AND seq > ? ORDER BY seq LIMIT 1"
+    return _number(_ask(connection, question, (at_ns, _begin_of(connection))))
 
 
 def last_seq_at(connection: Connection, at_ns: int) -> int:
     """The number of the last event in sequence that is not later than `at_ns` (UTC); 0 where none is.
 
-    Times need not follow the order of events, so all that comes after it has to be known to be later.
+    Times need not follow the order of events, so all that comes after it has to be known to be later. Raises
+    Compacted where it is one that was removed.
     """
-    below = _INTEGER_MAX
+    found = _last_of_then(connection, at_ns)
+    begin = anchor_of(connection)
+    if found or begin is None:
+        return found
+    if begin.at_ns > at_ns:
+        raise _compacted(connection, begin)
+    return begin.seq
+
+
+def _last_of_then(connection: Connection, at_ns: int) -> int:
+    below, begin = _INTEGER_MAX, _begin_of(connection)
     for seq, after, first_ns in _times(connection):
         if seq > below:
             continue
-        if found := _last_between(connection, seq, below, at_ns):
+        if found := _last_between(connection, max(seq, begin), below, at_ns):
             return found
         below = seq
         if first_ns > at_ns:
             below = after
-    return _last_between(connection, _INTEGER_MIN, below, at_ns)
+    return _last_between(connection, begin, below, at_ns)
 
 
 def _last_between(connection: Connection, after: int, last: int, at_ns: int) -> int:
@@ -349,7 +446,7 @@ def _ask(
 ) -> list[Row]:
     try:
         return connection.execute(question, values).fetchall()
-    except sqlite3.Error as error:
+    except UNREADABLE as error:
         where = f"after event {after} " if after > 0 else ""
         raise JournalError(f"{where}the file cannot be read: {error}") from None
 
@@ -359,23 +456,28 @@ def _ask(
 
 def record_after(connection: Connection, seq: int) -> Record | None:
     """The first record above a number; None where there is none."""
-    return _one(connection, "WHERE seq > ? ORDER BY seq LIMIT 1", (seq,))
+    after = max(seq, _begin_of(connection))
+    return _one(connection, "WHERE seq > ? ORDER BY seq LIMIT 1", (after,))
 
 
 def record_up_to(connection: Connection, seq: int) -> Record | None:
     """The last record up to a number; None where there is none."""
-    return _one(connection, "WHERE seq <= ? ORDER BY seq DESC LIMIT 1", (seq,))
+    where = "WHERE seq <= ? AND seq > ? ORDER BY seq DESC LIMIT 1"
+    return _one(connection, where, (seq, _begin_of(connection)))
 
 
 def records_of(connection: Connection, seqs: Iterable[int]) -> dict[int, Record]:
-    """Records by their numbers; those that are not there are left out."""
-    found = (_one(connection, "WHERE seq = ?", (seq,)) for seq in seqs)
+    """Records by their numbers, what a compacted journal keeps included; those that are not there are left out."""
+    begin = anchor_of(connection)
+    counting = (seq for seq in seqs if begin is None or begin.counts(seq))
+    found = (_one(connection, "WHERE seq = ?", (seq,)) for seq in counting)
     return {record.seq: record for record in found if record is not None}
 
 
 def own_records(connection: Connection, after: int, last: int) -> Iterator[Record]:
     """The events of the registry itself above `after` up to `last`, in order."""
     question = f"{SELECT} WHERE service IS NULL AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
+    after = max(after, _begin_of(connection))
     while rows := _ask(connection, question, (after, last, PAGE), after=after):
         yield from map(to_record, rows)
         after = rows[-1][0]
@@ -383,8 +485,8 @@ def own_records(connection: Connection, after: int, last: int) -> Iterator[Recor
 
 def start_up_to(connection: Connection, seq: int) -> Record | None:
     """The latest start of the registry up to an event; None where there is none."""
-    where = "WHERE service IS NULL AND type = ? AND seq <= ? ORDER BY seq DESC LIMIT 1"
-    return _one(connection, where, (RegistryStarted.TYPE, seq))
+    where = "WHERE service IS NULL AND type = ? AND seq <= ? AND seq > ? ORDER BY seq DESC LIMIT 1"
+    return _one(connection, where, (RegistryStarted.TYPE, seq, _begin_of(connection)))
 
 
 def seen_before(connection: Connection, record: Record) -> Record | None:
@@ -392,10 +494,11 @@ def seen_before(connection: Connection, record: Record) -> Record | None:
     before events of which only the outcome was kept.
     """
     if isinstance(record.event, Resynced):
-        where = "WHERE seq < ? AND mono_ns < ? ORDER BY seq DESC LIMIT 1"
-        return _one(connection, where, (record.seq, record.mono_ns))
-    where = "WHERE seq < ? AND type NOT IN (?, ?) ORDER BY seq DESC LIMIT 1"
-    return _one(connection, where, (record.seq, JournalCreated.TYPE, JournalCopied.TYPE))
+        where = "WHERE seq < ? AND seq > ? AND mono_ns < ? ORDER BY seq DESC LIMIT 1"
+        return _one(connection, where, (record.seq, _begin_of(connection), record.mono_ns))
+    where = "WHERE seq < ? AND seq > ? AND type NOT IN (?, ?) ORDER BY seq DESC LIMIT 1"
+    kinds = (JournalCreated.TYPE, JournalCopied.TYPE)
+    return _one(connection, where, (record.seq, _begin_of(connection), *kinds))
 
 
 def run_before(connection: Connection, service: str, last: int, count: int) -> int:
@@ -403,14 +506,14 @@ def run_before(connection: Connection, service: str, last: int, count: int) -> i
     `last`; 0 where there are not so many, or what became of them between two events is not written.
     """
     question = (
-        "SELECT seq, run FROM events WHERE service = ? AND seq < ? AND type IN (?, ?, ?)"
+        "SELECT seq, run FROM events WHERE service = ? AND seq < ? AND seq > ? AND type IN (?, ?, ?)"
         " ORDER BY seq DESC LIMIT ?"
     )
     kinds = (Spawned.TYPE, Adopted.TYPE, Resynced.TYPE)
     runs: list[int] = []
     seq = 0
-    before = last + 1
-    while rows := _ask(connection, question, (service, before, *kinds, PAGE)):
+    before, begin = last + 1, _begin_of(connection)
+    while rows := _ask(connection, question, (service, before, begin, *kinds, PAGE)):
         for before, run in rows:
             if run not in runs:
                 if len(runs) > count:
@@ -433,6 +536,7 @@ def asked_for(
     Where services are named, only theirs, and those of the registry itself.
     """
     kinds = tuple(types)
+    after = max(after, _begin_of(connection))
     chosen = f" AND (service IS NULL OR +service IN ({', '.join('?' * len(services))}))"
     question = (
         f"{SELECT} WHERE seq > ? AND seq <= ?{chosen if services else ''}"
@@ -452,37 +556,68 @@ def _one(connection: Connection, where: str, values: tuple[Any, ...]) -> Record 
 
 
 class Verdict(NamedTuple):
-    """What verification found: events 1 to `seq`, the last with `hash`, are as they were written.
+    """What verification found: events `first` to `seq`, the last with `hash`, are as they were written.
 
     `trouble` says what is wrong after that, None when nothing is. `head_seq` is the event whose hash was
-    asked for, None when none of these has it.
+    asked for, None when none of these has it. What a compacted journal begins with is what event
+    `anchored_by` says.
     """
 
     seq: int
     hash: str
     trouble: str | None
     head_seq: int | None = None
+    first: int = 1
+    anchored_by: int | None = None
 
 
 def verify(connection: Connection, head: str | None = None) -> Verdict:
-    """Check every row: no gap, an unbroken chain of hashes, a readable body, a legal move.
+    """Check every row: no gap, an unbroken chain of hashes, a readable body, a legal move; and the anchor.
 
     A cut tail leaves a chain that is whole, as does a rewrite of everything: only a `head`, the hash of
     some event noted elsewhere, shows them.
     """
-    seq, previous, head_seq = 0, NO_HASH, None
+    seq, previous, head_seq, anchored_by = 0, NO_HASH, None, None
+    after, first = _INTEGER_MIN, 1
     try:
-        for row in chain.from_iterable(row_pages(connection, Selection(after=_INTEGER_MIN))):
+        begin = checked_anchor(connection)
+        if begin is not None:
+            seq, previous, after, first = begin.seq, begin.hash, begin.seq, begin.seq + 1
+            head_seq = seq if previous == head else None
+        for row in chain.from_iterable(_row_pages(connection, Selection(after=after))):
             trouble = trouble_of(row, seq, previous)
             if trouble is not None:
-                return Verdict(seq, previous, trouble, head_seq)
+                return Verdict(seq, previous, trouble, head_seq, first, anchored_by)
             seq, previous = row[0], row[-1]
             if previous == head:
                 head_seq = seq
-        trouble = _damage(connection) or _false_snapshot(connection) or _false_times(connection)
+            if begin is not None and _is_of(row, begin):
+                anchored_by = seq
+        trouble = _damage(connection)
+        if trouble is None and begin is not None and anchored_by is None:
+            trouble = f"what it begins with, after event {begin.seq}, is recorded by no event of it"
+        trouble = trouble or _false_snapshot(connection, begin) or _false_times(connection)
     except JournalError as error:
         trouble = str(error)
-    return Verdict(seq, previous, trouble, head_seq)
+    return Verdict(seq, previous, trouble, head_seq, first, anchored_by)
+
+
+def checked_anchor(connection: Connection) -> Anchor | None:
+    """As `anchor_of`, and with what it keeps as it was written: else raises JournalDamaged."""
+    begin = anchor_of(connection)
+    if begin is not None:
+        kept = _ask(connection, anchors.KEPT, (anchors.numbers(begin.kept),))
+        anchors.check(begin, kept)
+    return begin
+
+
+def _is_of(row: Row, begin: Anchor) -> bool:
+    """Whether a row says that this is what the journal begins with."""
+    if row[6] != JournalCompacted.TYPE:
+        return False
+    event = to_record(row).event
+    assert isinstance(event, JournalCompacted)
+    return (event.through, event.hash, event.digest) == (begin.seq, begin.hash, begin.digest)
 
 
 def _damage(connection: Connection) -> str | None:
@@ -490,15 +625,15 @@ def _damage(connection: Connection) -> str | None:
     return None if finding == "ok" else f"beside the events SQLite finds damage: {finding}"
 
 
-def _false_snapshot(connection: Connection) -> str | None:
+def _false_snapshot(connection: Connection, begin: Anchor | None) -> str | None:
     """The hashes say nothing of snapshots: each has to be what the events come to."""
     if not _ask(connection, snapshots.ARE_THERE):
         return None
-    projection = Projection()
-    for (seq,) in _ask(connection, snapshots.OURS, (FOLD,)):
+    projection = beginning(begin)
+    for (seq,) in _ask(connection, snapshots.OURS, (FOLD, projection.seq)):
         for records in pages(connection, Selection(after=projection.seq, last=seq)):
             projection.fold(records)
-        if _snapshot(connection, seq) != projection:
+        if _snapshot(connection, seq, begin) != projection:
             return f"the snapshot at event {seq} is not what the events come to: delete it from snapshots"
     return None
 

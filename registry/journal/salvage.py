@@ -1,8 +1,9 @@
 """A damaged journal: set aside as it is, and what can still be trusted of it kept in a new one.
 
 Nothing is deleted. Kept are the rows from the first on, up to the one before the first that cannot be read
-or does not match its hash. The new one is whole before it gets the name: killed at any moment, the next
-registry finds the damaged one, the new one, or none and goes by what it remembers beside the journal.
+or does not match its hash; of a compacted journal none where what it begins with is not as it was written. The
+new one is whole before it gets the name: killed at any moment, the next registry finds the damaged one, the new
+one, or none and goes by what it remembers beside the journal.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from registry.journal import anchor as anchors
+from registry.journal.anchor import Anchor
 from registry.journal.errors import JournalError
-from registry.journal.read import row_pages, trouble_of
+from registry.journal.read import checked_anchor, row_pages, trouble_of
 from registry.journal.rows import NO_HASH, Row
-from registry.journal.schema import COLUMNS, CREATE
+from registry.journal.schema import COLUMNS, CREATE, UNREADABLE
 
 
 class Salvaged(NamedTuple):
-    """Where the damaged file is now, and the last event that was kept of it."""
+    """Where the damaged file is now, and the first and the last event that were kept of it."""
 
     aside: Path
-    seq: int
+    first: int
+    last: int
 
 
 def salvage(path: Path) -> Salvaged:
@@ -35,43 +39,48 @@ def salvage(path: Path) -> Salvaged:
     try:
         for suffix in ("", "-journal"):  # what is left of one that was killed
             fresh.with_name(fresh.name + suffix).unlink(missing_ok=True)
-        seq = _copy_rows(path, fresh)
+        first, last = _copy_rows(path, fresh)
         for suffix in ("", "-wal", "-shm"):
             part = path.with_name(path.name + suffix)
             if part.exists():
                 part.rename(aside.with_name(aside.name + suffix))
         fresh.rename(path)
-        return Salvaged(aside, seq)
-    except (OSError, sqlite3.Error) as error:
+        return Salvaged(aside, first, last)
+    except (OSError, *UNREADABLE) as error:
         raise JournalError(
             f"the journal {path} is damaged, and cannot be set aside: {error}; move it away yourself"
         ) from None
 
 
-def _copy_rows(source: Path, target: Path) -> int:
-    seq = 0
+def _copy_rows(source: Path, target: Path) -> tuple[int, int]:
     with (
         closing(sqlite3.connect(target, isolation_level=None)) as new,
         closing(sqlite3.connect(source, isolation_level=None)) as old,
     ):
         new.executescript(f"BEGIN IMMEDIATE;{CREATE}COMMIT;")
         marks = ", ".join("?" * len(COLUMNS))
+        begin, kept, rows = _trusted(old)
         new.execute("BEGIN IMMEDIATE")
-        for row in _trusted(old):
-            new.execute(f"INSERT INTO events VALUES ({marks})", row)
-            seq = row[0]
+        if begin is not None:
+            new.execute(anchors.PUT, begin.row())
+        new.executemany(f"INSERT INTO events VALUES ({marks})", [*kept, *rows])
         new.execute("COMMIT")
-    return seq
+    first = begin.seq + 1 if begin is not None else 1
+    return first, rows[-1][0] if rows else first - 1
 
 
-def _trusted(connection: sqlite3.Connection) -> list[Row]:
-    """The rows before the first trouble. All in memory: this is a rare and sad occasion."""
-    trusted: list[Row] = []
-    previous = NO_HASH
-    with suppress(JournalError, sqlite3.Error):
+def _trusted(connection: sqlite3.Connection) -> tuple[Anchor | None, list[Row], list[Row]]:
+    """What it begins with, and the rows before the first trouble. All in memory: a rare and sad occasion."""
+    begin, kept, trusted = None, [], []
+    with suppress(JournalError, *UNREADABLE):
+        begin = checked_anchor(connection)
+        seq, previous = 0, NO_HASH
+        if begin is not None:
+            kept = connection.execute(anchors.KEPT, (anchors.numbers(begin.kept),)).fetchall()
+            seq, previous = begin.seq, begin.hash
         for row in chain.from_iterable(row_pages(connection)):
-            if trouble_of(row, len(trusted), previous) is not None:
+            if trouble_of(row, seq, previous) is not None:
                 break
             trusted.append(row)
-            previous = row[-1]
-    return trusted
+            seq, previous = row[0], row[-1]
+    return begin, kept, trusted

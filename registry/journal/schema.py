@@ -1,7 +1,7 @@
-"""The journal's SQLite schema: one append-only table, and views with plain names for people.
+"""The journal's SQLite schema: an append-only table of events, and the anchor, which stands for what was removed.
 
-Version 1. A change needs a migration and a golden file. `at_ns` is UTC for people, `mono_ns` is
-CLOCK_BOOTTIME, the only clock that rules see.
+Version 2; version 1 had no anchor. A change needs a migration and a golden file. `at_ns` is UTC for people,
+`mono_ns` is CLOCK_BOOTTIME, the only clock that rules see.
 """
 
 import sqlite3
@@ -12,8 +12,11 @@ from typing import Any
 import msgspec
 
 SQLITE_VERSION = sqlite3.sqlite_version
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x43534A31  # "CSJ1"
+
+UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
+"""What reading a damaged file raises: a name or a text in it may be no UTF-8 any more."""
 
 COLUMNS = (
     "seq",
@@ -29,7 +32,17 @@ COLUMNS = (
     "hash",
 )
 
-_AT = "strftime('%Y-%m-%dT%H:%M:%fZ', {} / 1e9, 'unixepoch')"
+ANCHOR = """
+CREATE TABLE anchor (
+    id     INTEGER PRIMARY KEY CHECK (id = 1),
+    seq    INTEGER NOT NULL,
+    hash   TEXT NOT NULL,
+    at_ns  INTEGER NOT NULL,
+    state  TEXT NOT NULL,
+    kept   TEXT NOT NULL,
+    digest TEXT NOT NULL
+) STRICT;
+"""
 
 CREATE = f"""
 CREATE TABLE events (
@@ -48,28 +61,13 @@ CREATE TABLE events (
 
 CREATE INDEX events_by_service ON events (service, seq);
 
-CREATE VIEW transitions AS
-SELECT seq, {_AT.format("at_ns")} AS at, service, run, type,
-       body ->> '$.source' AS source, body ->> '$.dest' AS dest, body ->> '$.reason' AS reason,
-       cause, actor ->> '$.uid' AS actor_uid, actor ->> '$.pid' AS actor_pid,
-       actor ->> '$.program' AS actor_program
-FROM events WHERE body ->> '$.source' IS NOT NULL;
-
-CREATE VIEW runs AS
-SELECT began.service, began.run, began.body ->> '$.pid' AS pid,
-       {_AT.format("began.at_ns")} AS started,
-       {_AT.format("ended.at_ns")} AS ended,
-       (ended.mono_ns - began.mono_ns) / 1e9 AS duration_s,
-       ended.body ->> '$.exit_code' AS exit_code, ended.body ->> '$.signal' AS signal,
-       ended.body ->> '$.reason' AS reason
-FROM events AS began
-LEFT JOIN events AS ended
-    ON ended.service = began.service AND ended.run = began.run AND ended.type IN ('exited', 'lost')
-WHERE began.type = 'spawned';
-
+{ANCHOR}
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
+
+MIGRATIONS = {1: f"{ANCHOR} PRAGMA user_version = 2;"}
+"""What makes of each earlier version the one after it."""
 
 VALUES_MAX = 128
 """Rows that are appended as values; beyond, SQLite would have too many of them to bind."""

@@ -35,10 +35,12 @@ TIMES_ARE_THERE = "SELECT 1 FROM sqlite_schema WHERE name = 'times'"
 KEEP = "INSERT OR REPLACE INTO snapshots SELECT seq, hash, ?, ? FROM events WHERE seq = ?"
 NEAREST = """
 SELECT snapshots.state FROM snapshots JOIN events USING (seq, hash)
-WHERE seq <= ? AND fold = ? ORDER BY seq DESC LIMIT 1
+WHERE seq <= ? AND seq > ? AND fold = ? ORDER BY seq DESC LIMIT 1
 """
-OURS = "SELECT seq FROM snapshots JOIN events USING (seq, hash) WHERE fold = ? ORDER BY seq"
+OURS = "SELECT seq FROM snapshots JOIN events USING (seq, hash) WHERE fold = ? AND seq > ? ORDER BY seq"
 ARE_THERE = "SELECT 1 FROM sqlite_schema WHERE name = 'snapshots'"
+REMOVE = "DELETE FROM snapshots WHERE seq = (SELECT min(seq) FROM snapshots WHERE seq <= ?)"
+REMOVE_TIMES = "DELETE FROM times WHERE seq <= ?"
 
 EVERY = 50_000
 """Events between two snapshots: folding that many takes a fraction of a second."""

@@ -13,7 +13,8 @@ import msgspec
 
 from registry.core.events import Now, Record
 from registry.core.service import Service
-from registry.journal.errors import JournalError
+from registry.journal.errors import Compacted, JournalError
+from registry.journal.query import ROWS, Refused, query
 from registry.journal.read import Connection, Selection, fold, last_seq, latest
 from registry.past.boot import boot
 from registry.past.difference import changes
@@ -34,7 +35,7 @@ from registry.questions.records import (
     service_detail,
     service_record,
 )
-from registry.questions.refusal import INVALID, UNREADABLE, Refusal
+from registry.questions.refusal import INVALID, OUT_OF_RANGE, TIMED_OUT, UNREADABLE, Refusal
 from registry.questions.report import Report
 from registry.questions.why import Why
 
@@ -193,6 +194,20 @@ def _named(journal: Connection, given: str | list[str]) -> list[str]:
     return meant
 
 
+# --- query ----------------------------------------------------------------------------------------
+
+
+class Query(msgspec.Struct, frozen=True):
+    """One select, of the tables and views of the journal; at most `limit` rows."""
+
+    sql: str
+    limit: int = ROWS
+
+
+def _query(journal: Connection, asked: Query) -> dict[str, Any]:
+    return query(journal, asked.sql, asked.limit)._asdict()
+
+
 # --- the table ------------------------------------------------------------------------------------
 
 
@@ -212,6 +227,7 @@ QUESTIONS: dict[str, Question] = {
     "diff": Question(DiffOf, _diff),
     "report": Question(ReportOf, _report),
     "boot": Question(BootOf, _boot),
+    "query": Question(Query, _query),
 }
 
 
@@ -220,5 +236,9 @@ def answer(journal: Connection, question: str, params: bytes | msgspec.Raw) -> b
     asked = QUESTIONS[question]
     try:
         return _encode(asked.answer(journal, msgspec.json.decode(params, type=asked.params)))
+    except Compacted as error:
+        raise Refusal(OUT_OF_RANGE, f"the journal: {error}") from None
+    except Refused as error:
+        raise Refusal(TIMED_OUT if error.is_late else INVALID, str(error)) from None
     except JournalError as error:
         raise Refusal(UNREADABLE, f"the journal: {error}") from None

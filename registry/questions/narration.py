@@ -29,6 +29,11 @@ def narrate(record: ev.Record, services: Mapping[str, Service]) -> Line | None:
                 f"this journal is a copy of {event.source}: what that one's registry runs is left to it,"
                 " and its services are started here once more"
             )
+        case ev.JournalCompacted():
+            return (
+                INFO,
+                f"The journal begins after event {event.through} now: older ones are removed",
+            )
         case ev.Spawned():
             return INFO, f"Starting {name} (PID {event.pid})"
         case ev.SpawnFailed():

@@ -5,6 +5,7 @@ from __future__ import annotations
 INVALID = "invalid_params"
 UNKNOWN = "unknown_service"
 TIMED_OUT = "timed_out"
+OUT_OF_RANGE = "out_of_range"
 UNREADABLE = "journal_unreadable"
 
 

@@ -95,6 +95,12 @@ def _registry_started(_event: EventRecord, data: _Data) -> str:
     return f"registry {data['version']} {what} (pid {data['pid']})"
 
 
+def _journal_compacted(_event: EventRecord, data: _Data) -> str:
+    return (
+        f"{_count(data['events'], 'event')} up to event {data['through']} removed from the journal"
+    )
+
+
 _REQUESTS = {
     "autostart": " by its definition (autostart)",
     "shutdown": " for the shutdown",
@@ -267,6 +273,7 @@ _WORDS: dict[str, Callable[[EventRecord, _Data], str]] = {
     "journal_created": _journal_created,
     "journal_copied": _journal_copied,
     "registry_started": _registry_started,
+    "journal_compacted": _journal_compacted,
     "start_requested": _requested,
     "stop_requested": _requested,
     "restart_requested": _requested,

@@ -357,14 +357,14 @@ def test_a_key_of_other_supervisors_is_told_what_it_is_here(refused: Refused, ke
 
 def test_a_key_of_other_supervisors_is_none_where_its_own_is_not(refused: Refused):
     (complaint,) = refused("[journal]\nenvironment = 1")
-    assert complaint.endswith("; known here: path, durability")
+    assert complaint.endswith("; known here: path, durability, keep, max_size")
 
 
 def test_a_long_list_of_what_there_is_is_told_once_in_a_file(refused: Refused):
     first, second, third = refused(f"{SERVICE}xyz = 1\nzyx = 1\n[journal]\nxyz = 1")
     assert len(first.partition("known here: ")[2]) > 80
     assert second == "5: service 'web': unknown key 'zyx'; known here: as above"
-    assert third.endswith("known here: path, durability")
+    assert third.endswith("known here: path, durability, keep, max_size")
 
 
 def test_a_byte_order_mark_before_the_text_is_left_out(root: Path):

@@ -1,13 +1,16 @@
-"""Journals of released schemas still read alike: schema 1."""
+"""Journals of released schemas still read alike, and those of schema 1 become such of schema 2."""
 
 import json
 import runpy
+import shutil
+import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from registry.core.events import TYPES, Record
+from registry.journal import Journal
 from registry.journal.read import open_for_reading, pages, verify
 
 FOLDER = Path(__file__).parent
@@ -17,6 +20,7 @@ HEADS = {
     "journal-v1": (185, "d9086862918ea13f93d75a9b9cef629638e31976"),
     EARLIER: (122, "75992ef1ea52178d58ef0a40b8d6fb452fdf8836"),
 }
+HEAD_V2 = "ae27b4d2a060a7ad97cc75d045468d0783f4c06c"
 
 
 def read(name: str) -> list[Record]:
@@ -54,14 +58,51 @@ def test_the_earlier_journal_has_definitions_without_the_keys_that_came_later() 
 def test_the_journal_of_schema_1_holds_every_type_of_event_that_there_was(
     records: list[Record],
 ) -> None:
-    assert {record.type for record in records} == set(TYPES)
+    assert {record.type for record in records} == set(TYPES) - {"journal_compacted"}
+
+
+def test_a_compacted_journal_of_schema_2_is_answered_alike_and_verifies() -> None:
+    answers = runpy.run_path(str(FOLDER / "make_journal_v2.py"))["answers"]
+    path = FOLDER / "journal-v2.db"
+    assert answers(path) == json.loads(path.with_suffix(".json").read_text())
+    with closing(open_for_reading(path)) as journal:
+        verdict = verify(journal)
+    assert (verdict.trouble, verdict.first, verdict.anchored_by) == (None, 101, 186)
+    assert (verdict.seq, verdict.hash) == (187, HEAD_V2)
+
+
+@pytest.mark.parametrize("name", HEADS)
+async def test_a_journal_of_schema_1_becomes_one_of_schema_2_once_it_is_written(
+    name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "registry.db"
+    shutil.copy(FOLDER / f"{name}.db", path)
+    assert schema_of(path) == (1, [])
+    for _ in range(2):
+        journal = await Journal.open(path)
+        assert (journal.seq, journal.hash, journal.anchor) == (*HEADS[name], None)
+        await journal.close()
+        assert schema_of(path) == (2, ["anchor"])
+    with closing(open_for_reading(path)) as connection:
+        assert verify(connection)[:3] == (*HEADS[name], None)
+        assert [r for page in pages(connection) for r in page] == read(name)
+
+
+def schema_of(path: Path) -> tuple[int, list[str]]:
+    """Its version, and whether it has an anchor."""
+    with closing(sqlite3.connect(path)) as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        named = connection.execute("SELECT name FROM sqlite_schema WHERE name = 'anchor'")
+        return version, [name for (name,) in named]
 
 
 def test_reading_leaves_nothing_beside_the_journal(records: list[Record]) -> None:
     assert records
-    assert sorted(path.name for path in FOLDER.glob("journal-v1*")) == [
+    assert sorted(path.name for path in FOLDER.glob("journal-v*")) == [
         "journal-v1-2026-11.db",
         "journal-v1-2026-11.json",
         "journal-v1.db",
         "journal-v1.json",
+        "journal-v2.db",
+        "journal-v2.json",
     ]

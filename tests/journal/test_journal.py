@@ -526,9 +526,9 @@ async def test_the_runs_are_a_view_with_their_ends(opened, path, life):
     assert ask(path, "SELECT * FROM runs ORDER BY run") == [
         (
             *("web", 1, 41, "2026-01-01T00:00:03.000Z", "2026-01-01T00:00:06.000Z"),
-            *(3.0, 3, None, "exit_code"),
+            *(3.0, 3, None, "exit_code", "2026-01-01T00:00:04.000Z"),
         ),
-        ("web", 2, 42, "2026-01-01T00:00:08.000Z", None, None, None, None, None),
+        ("web", 2, 42, "2026-01-01T00:00:08.000Z", *(None,) * 6),
     ]
 
 

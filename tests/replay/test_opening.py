@@ -266,7 +266,7 @@ def _newer(path: Path) -> None:
         ),
         (_text, "it cannot be read as a journal: file is not a database"),
         (_other_database, "this SQLite file is not a journal of the Service Registry"),
-        (_newer, "written by a newer version (schema 9, this one knows 1); use that version"),
+        (_newer, "written by a newer version (schema 9, this one knows 2); use that version"),
     ],
 )
 @pytest.mark.parametrize("options", [[], ["--verify"], ["--at", "seq:1"]])

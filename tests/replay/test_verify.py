@@ -205,6 +205,7 @@ def test_an_index_that_lies_shows(journal: Path, replay, change) -> None:
     assert "events 1 to 185 can still be trusted" in answer.out
 
 
+@pytest.mark.timeout(120)
 def test_no_byte_of_the_file_changes_an_event_unseen(
     journal: Path, tmp_path: Path, story: list[Record]
 ) -> None:

@@ -23,7 +23,6 @@ from registry.core.projection import Projection
 from registry.core.service import Service
 from registry.journal import JournalError
 from registry.journal.rows import Row
-from registry.journal.schema import SCHEMA_VERSION
 from registry.keeper.client import Found
 from registry.questions.plan import Plan, plan
 from registry.registry import Registry
@@ -35,6 +34,8 @@ from tests.simulation.prober import Prober
 from tests.simulation.programs import Programs
 
 KEY = b"key"
+SCHEMA = 1
+"""Of no meaning here: a world is the same whatever version of the schema would hold its rows."""
 
 
 class Killed(BaseException):
@@ -232,7 +233,7 @@ class Life:
         registry = self.registry
         named: list[ev.Event] = []
         if is_new:
-            named = [ev.JournalCreated(journal_id=journal_id, schema=SCHEMA_VERSION)]
+            named = [ev.JournalCreated(journal_id=journal_id, schema=SCHEMA)]
         started = ev.RegistryStarted(
             boot_id=self.world.kernel.boot_id,
             pid_namespace="pid:[1]",

@@ -16,7 +16,7 @@ from click.shell_completion import BashComplete, add_completion_class
 import registry
 from registry.client import RegistryError
 
-from . import commands, configuration, exits, past, queries, streams
+from . import commands, configuration, exits, journal, past, queries, streams
 from .session import Session, common, note
 
 COMMANDS = (
@@ -40,6 +40,8 @@ COMMANDS = (
     configuration.show,
     configuration.plan,
     configuration.apply,
+    journal.query,
+    journal.journal,
     queries.validate,
     queries.version,
     commands.shutdown,

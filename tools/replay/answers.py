@@ -16,6 +16,8 @@ from registry.journal.read import (
     Connection,
     Selection,
     Verdict,
+    anchor_of,
+    beginning,
     last_seq,
     pages,
     service_names,
@@ -57,11 +59,12 @@ def _is_meant(name: str, word: str, tags: Mapping[str, Sequence[str]]) -> bool:
 def _tags(journal: Connection) -> dict[str, Sequence[str]]:
     """The tags that each service was last declared with."""
     events = (record for records in pages(journal) for record in records)
-    return {
-        record.service or "": record.event.definition.tags
-        for record in events
-        if isinstance(record.event, Defined | Redefined)
-    }
+    before = beginning(anchor_of(journal)).services
+    tags: dict[str, Sequence[str]] = {name: each.definition.tags for name, each in before.items()}
+    for record in events:
+        if isinstance(record.event, Defined | Redefined):
+            tags[record.service or ""] = record.event.definition.tags
+    return tags
 
 
 def _remedy(word: str, known: Sequence[str]) -> str:
@@ -146,13 +149,25 @@ def verdict_text(path: Path, verdict: Verdict, head: str | None) -> str:
     """What verification found, and whether the hash asked for was among the events."""
     if verdict.trouble is not None:
         return f"journal {path}: {verdict.trouble}; {_trusted(verdict)}{_where(verdict, head)}"
-    found = f"journal {path}: {verdict.seq} events, head {verdict.hash or 'none'}"
+    count = verdict.seq - verdict.first + 1
+    found = f"journal {path}: {count} events{_from(verdict)}, head {verdict.hash or 'none'}"
     if head is not None and verdict.head_seq is None:
         return (
             f"{found}: no event has the hash {head};"
             " events were cut off the end, or all of them rewritten"
         )
-    return f"{found}: intact{_where(verdict, head)}"
+    return f"{found}: intact{_anchored(verdict)}{_where(verdict, head)}"
+
+
+def _from(verdict: Verdict) -> str:
+    return f" from event {verdict.first} on" if verdict.first > 1 else ""
+
+
+def _anchored(verdict: Verdict) -> str:
+    """What stands for the events before the first, and which event says so."""
+    if verdict.anchored_by is None:
+        return ""
+    return f", and what it begins with is as event {verdict.anchored_by} recorded it"
 
 
 def is_sound(verdict: Verdict, head: str | None) -> bool:
@@ -161,13 +176,13 @@ def is_sound(verdict: Verdict, head: str | None) -> bool:
 
 
 def _trusted(verdict: Verdict) -> str:
-    match verdict.seq:
-        case 0:
+    match verdict.seq - verdict.first:
+        case -1:
             return "no event can be trusted"
-        case 1:
-            return "event 1 can still be trusted"
-        case last:
-            return f"events 1 to {last} can still be trusted"
+        case 0:
+            return f"event {verdict.seq} can still be trusted"
+        case _:
+            return f"events {verdict.first} to {verdict.seq} can still be trusted"
 
 
 def _where(verdict: Verdict, head: str | None) -> str:

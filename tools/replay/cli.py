@@ -22,16 +22,18 @@ from click.core import ParameterSource
 import registry
 from registry.core.events import TYPES
 from registry.journal import JournalError
+from registry.journal.query import ROWS_MAX, query
 from registry.journal.read import (
     Connection,
     Selection,
     doubt,
     open_for_reading,
     service_names,
+    shortened,
     verify,
 )
 from registry.past.then import Then, seq_of, then
-from registry.questions import moments
+from registry.questions import moments, rows
 from registry.questions.choice import Choice
 from registry.questions.moments import AT_EXAMPLES, EXAMPLES, At, Moment, moment
 from registry.questions.refusal import Refusal
@@ -39,6 +41,7 @@ from registry.questions.refusal import Refusal
 from . import answers, logs, past, pictures, what_if
 from .player import SPEED_MAX, SPEED_MIN, Player
 
+QUERY_S = 3600.0
 _INTERRUPTED = 128 + signal.SIGINT
 
 _HELP = """What happened, read from the file JOURNAL: no running registry is needed, nor disturbed.
@@ -178,6 +181,13 @@ def _hash(_ctx: click.Context, _param: click.Parameter, text: str | None) -> str
     help="Watch it happen in the terminal, SPEED times as fast (60, 0.5x); with --at from then on.",
 )
 @click.option(
+    "--query",
+    "sql",
+    metavar="SQL",
+    help="What a select answers, of the journal's tables and views; with --json an object a row.",
+)
+@click.option("--csv", "as_csv", is_flag=True, help="With --query: comma-separated values.")
+@click.option(
     "--logs",
     "folders",
     multiple=True,
@@ -236,6 +246,8 @@ def replay(
     wants_report: bool,
     of_boot: bool,
     speed: float | None,
+    sql: str | None,
+    as_csv: bool,
     folders: tuple[Path, ...],
     other: Path | None,
     as_json: bool,
@@ -256,6 +268,8 @@ def replay(
                 click.echo(f"{path}: {remark}", err=True)
             if wants_verdict:
                 return _print_verdict(journal, path, head)
+            if sql is not None:
+                return _print_rows(journal, sql, as_csv=as_csv, as_json=as_json)
             services = answers.meant(journal, (history_of,) if history_of else words)
             if other is not None:
                 return _print_what_if(journal, other, services, since, until, as_json=as_json)
@@ -282,6 +296,8 @@ def replay(
                 return _play(Player(journal, speed, services, seq))
             if at is not None:
                 return _print_services(then(journal, at), services, as_json=as_json)
+            if remark := shortened(journal):
+                click.echo(f"{path}: {remark}", err=True)
             selection = _selection(services, since, until)
             if html_file is not None or svg_file is not None:
                 files = pictures.Files(html_file, svg_file)
@@ -335,6 +351,14 @@ _APART = {
         "it is a screen; --at TIME is where it begins",
     ),
     "--report": (("--verify", "--history", "--diff", "--logs"), "it tells of services as a whole"),
+    "--query": (
+        (
+            *("--verify", "--at", "--service", "--since", "--until", "--diff", "--history"),
+            *("--report", "--logs"),
+        ),
+        "the select says what is asked",
+    ),
+    "--csv": (("--json",), "an answer has one form"),
     "--boot": (
         ("--since", "--until"),
         "it is one start; --at TIME chooses another than the latest",
@@ -369,7 +393,7 @@ _TIMELESS = {
     "--what-if",
 }
 # What makes sense only with another option
-_NEEDS = {"--head": "--verify", "--boot": "--report", "-n": "--history"}
+_NEEDS = {"--head": "--verify", "--boot": "--report", "-n": "--history", "--csv": "--query"}
 
 
 def _refuse_nonsense(ctx: click.Context) -> None:
@@ -410,6 +434,16 @@ def _print_events(
 ) -> int:
     answer = answers.events_json if as_json else answers.timeline
     return _print_pages(answer(journal, selection, choice))
+
+
+def _print_rows(journal: Connection, sql: str, *, as_csv: bool, as_json: bool) -> int:
+    found = query(journal, sql, ROWS_MAX, QUERY_S)
+    shown = rows.objects if as_json else rows.as_csv if as_csv else rows.table
+    if lines := shown(found.columns, found.rows):
+        click.echo("\n".join(lines))
+    if found.is_cut:
+        click.echo(f"there are more rows than these {len(found.rows)}: ask for less", err=True)
+    return 0
 
 
 def _print_with_logs(

@@ -12,7 +12,15 @@ import click
 
 from registry.core.events import Record
 from registry.journal import JournalError
-from registry.journal.read import Connection, Selection, first_seq_at, fold, last_seq_at, pages
+from registry.journal.read import (
+    Connection,
+    Selection,
+    first_seq_at,
+    fold,
+    last_seq_at,
+    pages,
+    records_of,
+)
 from registry.questions.lanes import Lanes, lanes
 from registry.questions.records import rfc3339
 
@@ -74,8 +82,7 @@ class _Finder:
         self._journal = journal
 
     def __call__(self, numbers: Collection[int]) -> Iterator[Record]:
-        for seq in numbers:
-            yield from _records(self._journal, seq, seq)
+        yield from records_of(self._journal, numbers).values()
 
 
 def written(

@@ -1,0 +1,52 @@
+"""Rows of an answer in SQL as text, a line each: an aligned table for people, CSV, JSON objects."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+CELL_MAX = 60
+"""Characters of a value that a table shows; CSV and JSON have all of it."""
+
+Rows = Sequence[Sequence[Any]]
+
+
+def table(columns: Sequence[str], rows: Rows) -> list[str]:
+    """Aligned columns under their names; numbers to the right."""
+    cells = [[_cell(name) for name in columns], *([_cell(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    right = [
+        all(isinstance(row[n], int | float | None) for row in rows) for n in range(len(columns))
+    ]
+    return ["  ".join(map(_aligned, line, widths, right)).rstrip() for line in cells]
+
+
+def _aligned(cell: str, width: int, is_right: bool) -> str:
+    return cell.rjust(width) if is_right else cell.ljust(width)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    text = str(value)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= CELL_MAX else f"{text[: CELL_MAX - 3]}..."
+
+
+def as_csv(columns: Sequence[str], rows: Rows) -> list[str]:
+    """A header and the rows, as RFC 4180 has it, but for the ends of lines; null is empty."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return stream.getvalue().removesuffix("\n").split("\n")
+
+
+def objects(columns: Sequence[str], rows: Rows) -> list[str]:
+    """One JSON object a row. Of columns with one name the last is told."""
+    found = (dict(zip(columns, row, strict=True)) for row in rows)
+    return [json.dumps(each, ensure_ascii=False, separators=(",", ":")) for each in found]

@@ -1,0 +1,35 @@
+"""Rows of an answer in SQL as text."""
+
+from __future__ import annotations
+
+import csv
+
+from registry.questions.rows import CELL_MAX, as_csv, objects, table
+
+COLUMNS = ("name", "count")
+ROWS = [("web", 12), ('a\nb,"c"', None), ("x" * 99, 3)]
+
+
+def test_a_table_is_aligned_a_line_a_row_and_shortens_what_is_long():
+    lines = table(COLUMNS, ROWS)
+    assert lines[0] == "name".ljust(CELL_MAX) + "  count"
+    assert lines[1] == "web".ljust(CELL_MAX) + "     12"
+    assert lines[2].startswith('a\\nb,"c" ')
+    assert lines[2].endswith("  -")
+    assert "x" * (CELL_MAX - 3) + "...  " in lines[3]
+    assert len(lines) == 4
+
+
+def test_a_table_without_rows_has_its_columns():
+    assert table(COLUMNS, []) == ["name  count"]
+
+
+def test_csv_has_everything():
+    text = "\n".join(as_csv(COLUMNS, ROWS))
+    assert list(csv.reader(text.splitlines(keepends=True))) == [
+        ["name", "count"], ["web", "12"], ["a\nb,\"c\"", ""], ["x" * 99, "3"],
+    ]  # fmt: skip
+
+
+def test_an_object_is_a_row_by_its_columns():
+    assert objects(COLUMNS, ROWS[:1]) == ['{"name":"web","count":12}']
