@@ -19,7 +19,8 @@ from registry.core.definition import Definition
 from registry.core.lifecycle import Reason, State
 from registry.journal import Journal, JournalError
 from registry.journal.compaction import Compaction
-from registry.journal.read import open_for_reading, verify
+from registry.journal.opening import open_for_reading
+from registry.journal.read import verify
 from registry.registry import Unavailable
 from registry.retention import Retention
 

@@ -19,7 +19,7 @@ from registry.core.projection import FOLD, Projection
 from registry.journal import anchor, snapshots, views
 from registry.journal.anchor import Anchor
 from registry.journal.errors import JournalDamaged, JournalError
-from registry.journal.read import refuse_stranger
+from registry.journal.opening import refuse_stranger
 from registry.journal.rows import NO_HASH, to_record, to_rows
 from registry.journal.schema import (
     CREATE,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from registry.journal import anchor, views
 from registry.journal.errors import JournalError
-from registry.journal.read import Connection
+from registry.journal.opening import Connection
 from registry.journal.schema import ANCHOR
 
 ROWS, ROWS_MAX = 1000, 100_000

@@ -1,20 +1,13 @@
-"""Reading a journal file that may be live, a copy, or read-only: opening, pages, verification.
+"""Reading an open journal: pages, folds, single records, verification.
 
-Nothing is changed where the journal lies, no file is made beside it, and never is it opened with
-immutable=1, which leaves the -wal out. Read in pages and hold no cursor between them: a long reader
-would pin the WAL. Whatever SQLite complains of is a JournalError.
+Read in pages and hold no cursor between them: a long reader would pin the WAL. Whatever SQLite complains of is a
+JournalError.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import sqlite3
-import stat
-import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from registry.core.events import (
@@ -25,7 +18,6 @@ from registry.core.events import (
     Moved,
     Record,
     RegistryStarted,
-    RegistryStopped,
     Resynced,
     Spawned,
 )
@@ -35,176 +27,14 @@ from registry.journal import anchor as anchors
 from registry.journal import snapshots
 from registry.journal.anchor import Anchor
 from registry.journal.errors import Compacted, JournalError
+from registry.journal.opening import Connection, ask
 from registry.journal.rows import NO_HASH, Row, chain_hash, to_record
-from registry.journal.schema import APPLICATION_ID, SCHEMA_VERSION, SELECT, UNREADABLE
+from registry.journal.schema import SELECT
 from registry.questions.records import rfc3339
-
-Connection = sqlite3.Connection
-"""An open journal, for those who know no SQL: to be handed back to this module, and closed."""
 
 PAGE = 1000
 _FOLDS_MAX = 3
-_COPIES_MAX = 5
 _INTEGER_MIN, _INTEGER_MAX = -(2**63), 2**63 - 1
-# https://www.sqlite.org/fileformat2.html: "File format read version", 2 for WAL; and the -wal's header
-_READ_VERSION_OFFSET, _READ_VERSION_WAL = 19, b"\x02"
-_WAL_HEADER_BYTES = 32
-
-
-# --- opening --------------------------------------------------------------------------------------
-
-
-def open_for_reading(path: Path) -> Connection:
-    """A read-only connection to a journal. Raises JournalError in one sentence.
-
-    SQLite makes a -wal and a -shm where they are missing, and leaves them there. So the file itself is
-    read only where both exist, as beside every live journal; else a private copy is.
-    """
-    try:
-        _refuse_other_than_a_file(path)
-        return _open_in_place(path) or _open_copy(path)
-    except UNREADABLE as error:
-        raise JournalError(f"{path}: it cannot be read as a journal: {error}") from None
-    except OSError as error:
-        raise JournalError(f"{path}: it cannot be read: {error.strerror}") from None
-
-
-def _refuse_other_than_a_file(path: Path) -> None:
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        raise JournalError(f"{path}: there is no such file; name a journal") from None
-    if stat.S_ISDIR(found.st_mode):
-        raise JournalError(f"{path}: this is a folder; name a journal, which is a file")
-    if not stat.S_ISREG(found.st_mode):
-        raise JournalError(f"{path}: this is no ordinary file; name a journal")
-    if found.st_size == 0:
-        raise JournalError(f"{path}: this file is empty, so it is not a journal")
-
-
-def _open_in_place(path: Path) -> Connection | None:
-    """None where that would make files beside the journal, or is not possible."""
-    if _is_in_wal_mode(path) and not all(_beside(path, name).exists() for name in ("-wal", "-shm")):
-        return None
-    try:
-        return _connect(path, path)
-    except sqlite3.OperationalError:  # a -shm that may not be used
-        return None
-
-
-def _open_copy(path: Path) -> Connection:
-    """A connection to a copy; once SQLite has it open, the copy needs no name any more."""
-    try:
-        with tempfile.TemporaryDirectory(prefix="circle-replay-") as folder:
-            copy = Path(folder) / "journal.db"
-            _copy_whole(path, copy)
-            return _connect(copy, path)
-    except OSError as error:
-        raise JournalError(
-            f"{path}: no copy of it can be made to read: {error.strerror} ({error.filename});"
-            " TMPDIR names the folder for it"
-        ) from None
-
-
-def _connect(file: Path, path: Path) -> Connection:
-    uri = f"{file.absolute().as_uri()}?mode=ro"
-    connection = sqlite3.connect(uri, uri=True, isolation_level=None)
-    try:
-        check_schema(connection, path)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _copy_whole(path: Path, copy: Path) -> None:
-    """Copy a journal and its -wal as they were between two checkpoints of whoever writes them."""
-    for _ in range(_COPIES_MAX):
-        before = _generation(path)
-        for suffix in ("", "-wal"):
-            _copy_or_remove(_beside(path, suffix), _beside(copy, suffix))
-        if _generation(path) == before:
-            return
-    raise JournalError(
-        f"{path}: it changes while it is copied;"
-        " read it as a user who may use its -shm, or copy it while it is quiet"
-    )
-
-
-def _copy_or_remove(source: Path, copy: Path) -> None:
-    try:
-        shutil.copyfile(source, copy)
-    except FileNotFoundError:
-        copy.unlink(missing_ok=True)
-
-
-def _generation(path: Path) -> tuple[int, int, bytes]:
-    """What differs after a checkpoint; frames appended to the same -wal do no harm to a copy."""
-    found = path.stat()
-    return found.st_mtime_ns, found.st_size, _bytes(_beside(path, "-wal"), 0, _WAL_HEADER_BYTES)
-
-
-def _is_in_wal_mode(path: Path) -> bool:
-    return _bytes(path, _READ_VERSION_OFFSET, 1) == _READ_VERSION_WAL
-
-
-def _bytes(path: Path, offset: int, count: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return os.pread(file.fileno(), count, offset)
-    except FileNotFoundError:
-        return b""
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
-
-
-def check_schema(connection: Connection, path: Path) -> None:
-    """Raise JournalError unless this is a journal of a version that we know."""
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    if application == tables == 0:
-        raise JournalError(
-            f"{path}: this SQLite file holds nothing, as a young journal does without its -wal;"
-            f" copy {path.name}-wal along, or name another journal"
-        )
-    refuse_stranger(path, application=application, version=version)
-
-
-def refuse_stranger(path: Path, *, application: int, version: int) -> None:
-    """Raise JournalError for a file of another program, or of a later version of this one."""
-    if application != APPLICATION_ID:
-        raise JournalError(f"{path}: this SQLite file is not a journal of the Service Registry")
-    if version > SCHEMA_VERSION:
-        raise JournalError(
-            f"{path}: written by a newer version (schema {version}, this one knows {SCHEMA_VERSION});"
-            " use that version, or name another journal"
-        )
-
-
-def doubt(connection: Connection, path: Path) -> str | None:
-    """A sentence where newer events may be missing: the -wal that would hold them is not there.
-
-    A live journal has one, as has one whose registry was killed; after an orderly stop none is needed.
-    """
-    if not _is_in_wal_mode(path) or _bytes(_beside(path, "-wal"), 0, 1):
-        return None
-    rows = _ask(connection, "SELECT type FROM events ORDER BY seq DESC LIMIT 1")
-    if rows == [(RegistryStopped.TYPE,)]:
-        return None
-    name = _beside(path, "-wal").name
-    return f"no {name} beside it: if it was copied without, newer events may be missing"
-
-
-def shortened(connection: Connection) -> str | None:
-    """A sentence where the oldest events were removed: with which one it begins."""
-    if anchor_of(connection) is None:
-        return None
-    first = first_seq(connection)
-    at = f", of {rfc3339(at_ns)}" if (at_ns := at_of(connection, first)) else ""
-    return f"it begins with event {first}{at}: older ones were removed"
 
 
 # --- pages ----------------------------------------------------------------------------------------
@@ -248,7 +78,7 @@ def _row_pages(connection: Connection, selection: Selection) -> Iterator[list[Ro
     size = PAGE
     while True:
         try:
-            rows = _ask(connection, question, (after, *bounds, *services, size), after=after)
+            rows = ask(connection, question, (after, *bounds, *services, size), after=after)
         except JournalError:
             if size == 1:
                 raise
@@ -290,7 +120,7 @@ def latest(connection: Connection, selection: Selection, count: int) -> list[Rec
         f"{SELECT} WHERE seq > ? AND seq <= ? AND at_ns BETWEEN ? AND ?{_among(services)}"
         " ORDER BY seq DESC LIMIT ?"
     )
-    rows = _ask(connection, question, (after, *bounds, *services, count))
+    rows = ask(connection, question, (after, *bounds, *services, count))
     counting = (row for row in reversed(rows) if begin is None or begin.counts(row[0]))
     return [to_record(row) for row in counting]
 
@@ -336,9 +166,9 @@ def beginning(begin: Anchor | None) -> Projection:
 
 def anchor_of(connection: Connection) -> Anchor | None:
     """What a compacted journal begins with; None where nothing was removed. Raises JournalDamaged."""
-    if not _ask(connection, anchors.IS_THERE):  # of schema 1
+    if not ask(connection, anchors.IS_THERE):  # of schema 1
         return None
-    rows = _ask(connection, anchors.FIND)
+    rows = ask(connection, anchors.FIND)
     return anchors.of(rows[0]) if rows else None
 
 
@@ -353,11 +183,11 @@ def _compacted(connection: Connection, begin: Anchor) -> Compacted:
 
 
 def _snapshot(connection: Connection, last: int, begin: Anchor | None) -> Projection | None:
-    if not _ask(
+    if not ask(
         connection, snapshots.ARE_THERE
     ):  # of a version that knew none, or somebody dropped them
         return None
-    rows = _ask(connection, snapshots.NEAREST, (last, begin.seq if begin else 0, FOLD))
+    rows = ask(connection, snapshots.NEAREST, (last, begin.seq if begin else 0, FOLD))
     return snapshots.decode(rows[0][0]) if rows else None
 
 
@@ -366,21 +196,21 @@ def at_of(connection: Connection, seq: int) -> int:
     begin = anchor_of(connection)
     if begin is not None and seq == begin.seq:
         return begin.at_ns
-    return _number(_ask(connection, "SELECT at_ns FROM events WHERE seq = ?", (seq,)))
+    return _number(ask(connection, "SELECT at_ns FROM events WHERE seq = ?", (seq,)))
 
 
 def service_names(connection: Connection) -> list[str]:
     """Every service that the journal tells of."""
     question = "SELECT DISTINCT service FROM events WHERE service IS NOT NULL AND seq > ?"
     begin = anchor_of(connection)
-    names = {name for (name,) in _ask(connection, question, (begin.seq if begin else 0,))}
+    names = {name for (name,) in ask(connection, question, (begin.seq if begin else 0,))}
     return sorted(names.union(beginning(begin).services))
 
 
 def last_seq(connection: Connection) -> int:
     """The number of the last event; 0 where there is none."""
     begin = anchor_of(connection)
-    newest = _number(_ask(connection, "SELECT max(seq) FROM events"))
+    newest = _number(ask(connection, "SELECT max(seq) FROM events"))
     return max(newest, begin.seq) if begin else newest
 
 
@@ -393,7 +223,7 @@ def first_seq(connection: Connection) -> int:
 def first_seq_at(connection: Connection, at_ns: int) -> int:
     """The number of the first event in sequence that is not earlier than `at_ns` (UTC); 0 where none is."""
     question = "SELECT seq FROM events WHERE at_ns >= ? AND seq > ? ORDER BY seq LIMIT 1"
-    return _number(_ask(connection, question, (at_ns, _begin_of(connection))))
+    return _number(ask(connection, question, (at_ns, _begin_of(connection))))
 
 
 def last_seq_at(connection: Connection, at_ns: int) -> int:
@@ -428,27 +258,26 @@ def _last_between(connection: Connection, after: int, last: int, at_ns: int) -> 
     question = (
         "SELECT seq FROM events WHERE seq > ? AND seq <= ? AND at_ns <= ? ORDER BY seq DESC LIMIT 1"
     )
-    return _number(_ask(connection, question, (after, last, at_ns)))
+    return _number(ask(connection, question, (after, last, at_ns)))
 
 
 def _times(connection: Connection) -> list[Row]:
-    if not _ask(connection, snapshots.TIMES_ARE_THERE):
+    if not ask(connection, snapshots.TIMES_ARE_THERE):
         return []
-    return _ask(connection, snapshots.TIMES)
+    return ask(connection, snapshots.TIMES)
 
 
 def _number(rows: list[Row]) -> int:
     return rows[0][0] or 0 if rows else 0
 
 
-def _ask(
-    connection: Connection, question: str, values: tuple[Any, ...] = (), *, after: int = 0
-) -> list[Row]:
-    try:
-        return connection.execute(question, values).fetchall()
-    except UNREADABLE as error:
-        where = f"after event {after} " if after > 0 else ""
-        raise JournalError(f"{where}the file cannot be read: {error}") from None
+def shortened(connection: Connection) -> str | None:
+    """A sentence where the oldest events were removed: with which one it begins."""
+    if anchor_of(connection) is None:
+        return None
+    first = first_seq(connection)
+    at = f", of {rfc3339(at_ns)}" if (at_ns := at_of(connection, first)) else ""
+    return f"it begins with event {first}{at}: older ones were removed"
 
 
 # --- single records -------------------------------------------------------------------------------
@@ -478,7 +307,7 @@ def own_records(connection: Connection, after: int, last: int) -> Iterator[Recor
     """The events of the registry itself above `after` up to `last`, in order."""
     question = f"{SELECT} WHERE service IS NULL AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
     after = max(after, _begin_of(connection))
-    while rows := _ask(connection, question, (after, last, PAGE), after=after):
+    while rows := ask(connection, question, (after, last, PAGE), after=after):
         yield from map(to_record, rows)
         after = rows[-1][0]
 
@@ -513,7 +342,7 @@ def run_before(connection: Connection, service: str, last: int, count: int) -> i
     runs: list[int] = []
     seq = 0
     before, begin = last + 1, _begin_of(connection)
-    while rows := _ask(connection, question, (service, before, begin, *kinds, PAGE)):
+    while rows := ask(connection, question, (service, before, begin, *kinds, PAGE)):
         for before, run in rows:
             if run not in runs:
                 if len(runs) > count:
@@ -543,12 +372,12 @@ def asked_for(
         f" AND (actor IS NOT NULL OR type IN ({', '.join('?' * len(kinds))}))"
         " ORDER BY seq DESC LIMIT ?"
     )
-    rows = _ask(connection, question, (after, last, *services, *kinds, count))
+    rows = ask(connection, question, (after, last, *services, *kinds, count))
     return [to_record(row) for row in reversed(rows)]
 
 
 def _one(connection: Connection, where: str, values: tuple[Any, ...]) -> Record | None:
-    rows = _ask(connection, f"{SELECT} {where}", values)
+    rows = ask(connection, f"{SELECT} {where}", values)
     return to_record(rows[0]) if rows else None
 
 
@@ -606,7 +435,7 @@ def checked_anchor(connection: Connection) -> Anchor | None:
     """As `anchor_of`, and with what it keeps as it was written: else raises JournalDamaged."""
     begin = anchor_of(connection)
     if begin is not None:
-        kept = _ask(connection, anchors.KEPT, (anchors.numbers(begin.kept),))
+        kept = ask(connection, anchors.KEPT, (anchors.numbers(begin.kept),))
         anchors.check(begin, kept)
     return begin
 
@@ -621,16 +450,16 @@ def _is_of(row: Row, begin: Anchor) -> bool:
 
 
 def _damage(connection: Connection) -> str | None:
-    ((finding,),) = _ask(connection, "PRAGMA integrity_check(1)")
+    ((finding,),) = ask(connection, "PRAGMA integrity_check(1)")
     return None if finding == "ok" else f"beside the events SQLite finds damage: {finding}"
 
 
 def _false_snapshot(connection: Connection, begin: Anchor | None) -> str | None:
     """The hashes say nothing of snapshots: each has to be what the events come to."""
-    if not _ask(connection, snapshots.ARE_THERE):
+    if not ask(connection, snapshots.ARE_THERE):
         return None
     projection = beginning(begin)
-    for (seq,) in _ask(connection, snapshots.OURS, (FOLD, projection.seq)):
+    for (seq,) in ask(connection, snapshots.OURS, (FOLD, projection.seq)):
         for records in pages(connection, Selection(after=projection.seq, last=seq)):
             projection.fold(records)
         if _snapshot(connection, seq, begin) != projection:
@@ -641,7 +470,7 @@ def _false_snapshot(connection: Connection, begin: Anchor | None) -> str | None:
 def _false_times(connection: Connection) -> str | None:
     for seq, after, first_ns in _times(connection):
         question = "SELECT 1 FROM events WHERE seq > ? AND seq <= ? AND at_ns < ? LIMIT 1"
-        if _ask(connection, question, (after, seq, first_ns)):
+        if ask(connection, question, (after, seq, first_ns)):
             return f"an event is earlier than the row {seq} of times says: delete it from times"
     return None
 

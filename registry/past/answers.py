@@ -14,8 +14,9 @@ import msgspec
 from registry.core.events import Now, Record
 from registry.core.service import Service
 from registry.journal.errors import Compacted, JournalError
+from registry.journal.opening import Connection
 from registry.journal.query import ROWS, Refused, query
-from registry.journal.read import Connection, Selection, fold, last_seq, latest
+from registry.journal.read import Selection, fold, last_seq, latest
 from registry.past.boot import boot
 from registry.past.difference import changes
 from registry.past.history import history

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from registry.journal.read import Connection, Selection, fold, pages, start_up_to
+from registry.journal.opening import Connection
+from registry.journal.read import Selection, fold, pages, start_up_to
 from registry.questions.boot import Beginning, Boot
 from registry.questions.refusal import INVALID, Refusal
 

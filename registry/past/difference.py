@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from registry.journal.read import Connection, asked_for, at_of, fold
+from registry.journal.opening import Connection
+from registry.journal.read import asked_for, at_of, fold
 from registry.questions.difference import ACTS, Difference, difference, moment_after
 from registry.questions.refusal import INVALID, Refusal
 

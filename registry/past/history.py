@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from registry.core.events import Now, Record, Spawned
 from registry.core.service import Service
-from registry.journal.read import (
-    Connection,
-    fold,
-    last_seq,
-    last_seq_at,
-    record_up_to,
-    records_of,
-    run_before,
-)
+from registry.journal.opening import Connection
+from registry.journal.read import fold, last_seq, last_seq_at, record_up_to, records_of, run_before
 from registry.past.stretch import first_record, records
 from registry.questions.history import History, Runs
 from registry.questions.moments import Moment

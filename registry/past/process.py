@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from registry.journal.errors import JournalError
-from registry.journal.read import open_for_reading
+from registry.journal.opening import open_for_reading
 from registry.past.answers import answer
 from registry.questions.refusal import UNREADABLE, Refusal
 

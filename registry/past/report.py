@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from registry.core.events import Now, Record, RegistryStarted
-from registry.journal.read import Connection
+from registry.journal.opening import Connection
 from registry.past.stretch import life_after, records, state_before, stretch
 from registry.questions.elapsed import Elapsed
 from registry.questions.moments import Moment

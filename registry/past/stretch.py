@@ -19,8 +19,8 @@ from registry.core.events import (
     Resynced,
 )
 from registry.core.projection import Projection
+from registry.journal.opening import Connection
 from registry.journal.read import (
-    Connection,
     Selection,
     fold,
     last_seq,

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from registry.core.projection import Projection
 from registry.core.service import Service
-from registry.journal.read import Connection, at_of, fold, last_seq, last_seq_at
+from registry.journal.opening import Connection
+from registry.journal.read import at_of, fold, last_seq, last_seq_at
 from registry.questions import names
 from registry.questions.moments import At, Moment
 from registry.questions.records import rfc3339

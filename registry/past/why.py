@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from registry.core.events import Record
-from registry.journal.read import Connection, Selection, latest, records_of
+from registry.journal.opening import Connection
+from registry.journal.read import Selection, latest, records_of
 from registry.past.then import Then
 from registry.questions.refusal import INVALID, Refusal
 from registry.questions.why import Why, why_event, why_service

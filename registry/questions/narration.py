@@ -66,9 +66,7 @@ def narrate(record: ev.Record, services: Mapping[str, Service]) -> Line | None:
             return INFO, f"{name} {_waits(name, services)}"
         case ev.StopRequested() if event.dest in (State.STARTING, State.RUNNING):
             return INFO, f"{name} stops once those that depend on it have stopped"
-        case ev.DependentsGone():
-            return INFO, f"Stopping {name}"
-        case ev.StopRequested() if event.dest is State.STOPPING:
+        case ev.DependentsGone() | ev.StopRequested() if event.dest is State.STOPPING:
             return INFO, f"Stopping {name}"
         case ev.RestartRequested():
             return INFO, f"Restarting {name}{_WHY_RESTARTED.get(event.reason, '')}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from registry.api import handlers
+from registry.api import events
 from registry.api.actions import ApiError, EventsParams
 from registry.core import events as ev
 
@@ -44,14 +44,11 @@ class Held:
 
 def asked(held: Any, **params: Any) -> Any:
     """What a follower of this registry is told."""
-    answers = handlers.Handlers.__new__(handlers.Handlers)
-    answers._registry = answers._journal = held
-    answers._page = (None, (0, []))
-    return answers._follow(EventsParams(follow=True, **params), None)
+    return events.Events(held, held)._follow(EventsParams(follow=True, **params), None)
 
 
 async def test_a_follower_does_not_ask_over_and_over_for_what_is_only_held(monkeypatch):
-    monkeypatch.setattr(handlers, "RETRY_S", 0.05)
+    monkeypatch.setattr(events, "RETRY_S", 0.05)
     held: Any = Held()
     pages = asked(held, since=10)
     assert await anext(pages) == []
@@ -81,7 +78,7 @@ async def test_what_is_removed_while_a_follower_is_on_its_way_there_is_told_not_
 
 
 async def test_a_follower_of_some_events_only_is_told_how_far_all_were_looked_at(monkeypatch):
-    monkeypatch.setattr(handlers, "SEEN_EVERY_S", 0.0)
+    monkeypatch.setattr(events, "SEEN_EVERY_S", 0.0)
     held: Any = Held()
     held.write()
     pages = asked(held, since=10, type=["exited"], seen=True)

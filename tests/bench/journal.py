@@ -16,7 +16,8 @@ from registry.core.events import Record
 from registry.core.lifecycle import Reason, State
 from registry.core.projection import Projection
 from registry.journal import Journal
-from registry.journal.read import open_for_reading, pages
+from registry.journal.opening import open_for_reading
+from registry.journal.read import pages
 from registry.journal.schema import CREATE
 from tests.bench import history
 from tests.bench.client import LIST, Client

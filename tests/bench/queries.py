@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from registry.journal.read import last_seq, open_for_reading
+from registry.journal.opening import open_for_reading
+from registry.journal.read import last_seq
 from tests.bench import client, processes
 from tests.bench.client import LIST, Client
 from tests.bench.figures import FLOOR, OURS

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.journal.read import open_for_reading, verify
+from registry.journal.opening import open_for_reading
+from registry.journal.read import verify
 from tests.bench import figures, history, report
 from tests.bench.figures import NOT, OK, OURS, UNKNOWN, Bound, Point, Results
 from tests.bench.supervisors import FAST, Registry, Service

@@ -14,7 +14,8 @@ from contextlib import closing
 
 import msgspec
 
-from registry.journal.read import Selection, last_seq, open_for_reading, pages, verify
+from registry.journal.opening import open_for_reading
+from registry.journal.read import Selection, last_seq, pages, verify
 from tests.crash.commander import TICK_NS, Sent
 from tests.crash.world import (
     HABITS,

@@ -20,7 +20,8 @@ from registry.core.duties import Duties, duties
 from registry.core.lifecycle import FOR_A_PERSON, Reason, State
 from registry.core.projection import Projection
 from registry.core.service import Service
-from registry.journal.read import open_for_reading, pages
+from registry.journal.opening import open_for_reading
+from registry.journal.read import pages
 from tests.crash.commander import Commander
 from tests.crash.judge import wrong_restless, wrong_steady
 from tests.crash.world import HABITS, NEEDS, ROOT, SETTLED_WITHIN_S, World, wait_for

@@ -18,7 +18,8 @@ import msgspec
 from registry.core.events import Record, RegistryStopped
 from registry.journal import Journal
 from registry.journal.compaction import Compaction
-from registry.journal.read import beginning, checked_anchor, fold, last_seq, open_for_reading, pages
+from registry.journal.opening import open_for_reading
+from registry.journal.read import beginning, checked_anchor, fold, last_seq, pages
 from registry.questions.records import event_record, service_record
 from registry.questions.timeline import line
 

@@ -11,7 +11,8 @@ import pytest
 
 from registry.core.events import TYPES, Record
 from registry.journal import Journal
-from registry.journal.read import open_for_reading, pages, verify
+from registry.journal.opening import open_for_reading
+from registry.journal.read import pages, verify
 
 FOLDER = Path(__file__).parent
 EARLIER = "journal-v1-2026-11"

@@ -15,7 +15,8 @@ import pytest
 
 from registry.core.events import Record
 from registry.core.projection import Projection
-from registry.journal.read import fold, open_for_reading, pages
+from registry.journal.opening import open_for_reading
+from registry.journal.read import fold, pages
 
 FOLDER = Path(__file__).parent
 ANSWERS = FOLDER / "incident-answers"

@@ -23,6 +23,7 @@ from registry.journal import Journal, JournalDamaged, JournalError, snapshots
 from registry.journal.anchor import LINKS_MAX
 from registry.journal.compaction import Compaction
 from registry.journal.errors import Compacted
+from registry.journal.opening import open_for_reading
 from registry.journal.read import (
     Selection,
     anchor_of,
@@ -31,7 +32,6 @@ from registry.journal.read import (
     fold,
     last_seq,
     last_seq_at,
-    open_for_reading,
     pages,
     service_names,
     verify,

@@ -18,7 +18,8 @@ import pytest
 from registry.core import events as ev
 from registry.core.lifecycle import Reason, State
 from registry.journal import Journal, JournalError
-from registry.journal.read import open_for_reading, verify
+from registry.journal.opening import open_for_reading
+from registry.journal.read import verify
 from registry.journal.rows import NO_HASH, to_rows
 from registry.journal.schema import APPLICATION_ID, COLUMNS, SCHEMA_VERSION
 

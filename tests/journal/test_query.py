@@ -12,8 +12,8 @@ import pytest
 
 from registry.journal import Journal, views
 from registry.journal import query as bounds
+from registry.journal.opening import open_for_reading
 from registry.journal.query import Refused, query
-from registry.journal.read import open_for_reading
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STORY = runpy.run_path(str(GOLDEN / "make_journal_v1.py"))

@@ -13,7 +13,8 @@ import pytest
 from registry.core.events import Record
 from registry.core.projection import FOLD, Projection
 from registry.journal import snapshots
-from registry.journal.read import fold, open_for_reading, verify
+from registry.journal.opening import open_for_reading
+from registry.journal.read import fold, verify
 
 STORY = runpy.run_path(str(Path(__file__).parents[1] / "golden" / "make_journal_v1.py"))
 COMES_TO = {1: "94e990c5f854f889"}

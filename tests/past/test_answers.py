@@ -11,7 +11,7 @@ import pytest
 
 from registry.core.events import BecameUnhealthy
 from registry.core.projection import Projection
-from registry.journal.read import Connection, open_for_reading
+from registry.journal.opening import Connection, open_for_reading
 from registry.past.answers import QUESTIONS, answer
 from registry.questions.moments import Moment, moment
 from registry.questions.records import last_exit, rfc3339, service_record

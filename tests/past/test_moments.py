@@ -21,7 +21,8 @@ from registry.core.definition import Check, Definition, Dependency, Policy, Rest
 from registry.core.lifecycle import Reason
 from registry.core.projection import Projection
 from registry.journal import Journal, snapshots
-from registry.journal.read import fold, last_seq_at, open_for_reading
+from registry.journal.opening import open_for_reading
+from registry.journal.read import fold, last_seq_at
 from registry.past.answers import answer
 from registry.questions.records import service_record
 

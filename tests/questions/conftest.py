@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from registry.core.events import Record
-from registry.journal.read import Connection, open_for_reading
+from registry.journal.opening import Connection, open_for_reading
 
 _GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden" / "make_journal_v1.py"))
 

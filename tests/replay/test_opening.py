@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from registry.core.events import Record
-from registry.journal import Journal, JournalError
+from registry.journal import Journal, JournalError, opening
 from registry.journal import read as reading
-from registry.journal.read import open_for_reading
+from registry.journal.opening import open_for_reading
 
 
 def _names(folder: Path) -> dict[str, int]:
@@ -141,7 +141,7 @@ async def test_a_copy_made_across_a_checkpoint_is_made_again(
                 other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     real = shutil.copyfile
-    monkeypatch.setattr(reading, "_open_in_place", lambda _path: None)
+    monkeypatch.setattr(opening, "_open_in_place", lambda _path: None)
     monkeypatch.setattr(shutil, "copyfile", copyfile)
     with closing(open_for_reading(live.path)) as connection:
         assert reading.last_seq(connection) == 50
@@ -152,7 +152,7 @@ def test_a_journal_that_never_keeps_still_is_refused(
     journal: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = iter(range(100))
-    monkeypatch.setattr(reading, "_generation", lambda _path: next(times))
+    monkeypatch.setattr(opening, "_generation", lambda _path: next(times))
     with pytest.raises(JournalError, match=r"it changes while it is copied; read it as"):
         open_for_reading(journal)
 

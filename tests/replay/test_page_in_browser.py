@@ -13,7 +13,8 @@ import pytest
 
 from circle_replay import page
 from registry.core.projection import Projection
-from registry.journal.read import open_for_reading, pages
+from registry.journal.opening import open_for_reading
+from registry.journal.read import pages
 from registry.page import SCRIPTS
 from registry.questions.lanes import lanes
 from registry.questions.records import rfc3339, service_record

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from registry.journal.read import open_for_reading
+from registry.journal.opening import open_for_reading
 from registry.past.boot import boot
 from registry.past.difference import changes
 from registry.past.history import history

@@ -14,7 +14,8 @@ from circle_replay import terminal
 from circle_replay.player import Player
 from registry.core.events import Record
 from registry.core.projection import Projection
-from registry.journal.read import Connection, open_for_reading, pages
+from registry.journal.opening import Connection, open_for_reading
+from registry.journal.read import pages
 
 INCIDENT = Path(__file__).parents[1] / "golden" / "incident.db"
 NS = 1_000_000_000

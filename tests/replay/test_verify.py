@@ -11,7 +11,8 @@ import pytest
 from registry.core.events import Record
 from registry.core.lifecycle import State
 from registry.journal import JournalError
-from registry.journal.read import open_for_reading, pages, verify
+from registry.journal.opening import open_for_reading
+from registry.journal.read import pages, verify
 from registry.journal.rows import chain_hash
 from registry.journal.schema import COLUMNS
 

@@ -12,7 +12,8 @@ import pytest
 
 from registry.core.definition import Definition, OnFailure, Policy, Ready
 from registry.core.events import Record
-from registry.journal.read import open_for_reading, pages
+from registry.journal.opening import open_for_reading
+from registry.journal.read import pages
 from registry.journal.rows import to_record
 from registry.questions.what_if import what_if
 from tests.simulation.world import Task, World, _held_max

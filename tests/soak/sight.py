@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 
 from registry.journal.errors import JournalError
-from registry.journal.read import last_seq, open_for_reading
+from registry.journal.opening import open_for_reading
+from registry.journal.read import last_seq
 
 TICKS_A_S = os.sysconf("SC_CLK_TCK")
 

@@ -19,7 +19,8 @@ from typing import Any
 import msgspec
 
 from registry.client import AsyncClient, RegistryError
-from registry.journal.read import open_for_reading, verify
+from registry.journal.opening import open_for_reading
+from registry.journal.read import verify
 from tests.soak import sight
 from tests.soak.load import Load
 from tests.soak.rules import Holding, Quiet

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from registry.journal.read import open_for_reading, verify
+from registry.journal.opening import open_for_reading
+from registry.journal.read import verify
 
 DEADLINE_S = 10.0
 LINES_TOLD = 60

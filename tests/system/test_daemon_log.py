@@ -64,7 +64,8 @@ def test_the_text_log_reads_like_the_sample(box):
 
 def box_events(box, service: str, type: str):
     """Events of a registry that has ended."""
-    from registry.journal.read import open_for_reading, pages
+    from registry.journal.opening import open_for_reading
+    from registry.journal.read import pages
     from registry.questions.records import event_record
 
     connection = open_for_reading(box.journal)

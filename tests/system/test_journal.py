@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from circle_replay import cli
-from registry.journal.read import fold, open_for_reading, verify
+from registry.journal.opening import open_for_reading
+from registry.journal.read import fold, verify
 
 FLAPS = """
 [[service]]

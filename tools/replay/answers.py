@@ -12,8 +12,8 @@ import msgspec
 
 from registry.core.events import Defined, Record, Redefined
 from registry.journal import JournalError
+from registry.journal.opening import Connection
 from registry.journal.read import (
-    Connection,
     Selection,
     Verdict,
     anchor_of,

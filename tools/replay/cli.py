@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import click
 from click.core import ParameterSource
@@ -22,16 +23,9 @@ from click.core import ParameterSource
 import registry
 from registry.core.events import TYPES
 from registry.journal import JournalError
+from registry.journal.opening import Connection, doubt, open_for_reading
 from registry.journal.query import ROWS_MAX, query
-from registry.journal.read import (
-    Connection,
-    Selection,
-    doubt,
-    open_for_reading,
-    service_names,
-    shortened,
-    verify,
-)
+from registry.journal.read import Selection, service_names, shortened, verify
 from registry.past.then import Then, seq_of, then
 from registry.questions import moments, rows
 from registry.questions.choice import Choice
@@ -110,6 +104,35 @@ def _hash(_ctx: click.Context, _param: click.Parameter, text: str | None) -> str
     if text is not None and not re.fullmatch(r"[0-9a-fA-F]{40}", text):
         raise click.BadParameter(f"{text!r} is not a hash, which has 40 hexadecimal digits")
     return text.lower() if text is not None else None
+
+
+class _Asked(NamedTuple):
+    """The command line."""
+
+    path: Path
+    at: At | None
+    why_of: str | None
+    words: tuple[str, ...]
+    since: Moment | None
+    until: Moment | None
+    types: tuple[str, ...]
+    actions: bool
+    failures: bool
+    diff: tuple[Moment | int, ...]
+    history_of: str | None
+    limit: int | None
+    wants_report: bool
+    of_boot: bool
+    speed: float | None
+    sql: str | None
+    as_csv: bool
+    folders: tuple[Path, ...]
+    other: Path | None
+    as_json: bool
+    wants_verdict: bool
+    head: str | None
+    html_file: str | None
+    svg_file: str | None
 
 
 @click.command(
@@ -228,36 +251,11 @@ def _hash(_ctx: click.Context, _param: click.Parameter, text: str | None) -> str
 )
 @click.version_option(registry.__version__, message="circle-replay %(version)s")
 @click.pass_context
-def replay(
-    ctx: click.Context,
-    *,
-    path: Path,
-    at: At | None,
-    why_of: str | None,
-    words: tuple[str, ...],
-    since: Moment | None,
-    until: Moment | None,
-    types: tuple[str, ...],
-    actions: bool,
-    failures: bool,
-    diff: tuple[Moment | int, ...],
-    history_of: str | None,
-    limit: int | None,
-    wants_report: bool,
-    of_boot: bool,
-    speed: float | None,
-    sql: str | None,
-    as_csv: bool,
-    folders: tuple[Path, ...],
-    other: Path | None,
-    as_json: bool,
-    wants_verdict: bool,
-    head: str | None,
-    html_file: str | None,
-    svg_file: str | None,
-) -> int:
+def replay(ctx: click.Context, /, **given: Any) -> int:
     """Choose the answer; _HELP says what there is."""
     _refuse_nonsense(ctx)
+    asked = _Asked(**given)
+    path = asked.path
     try:
         journal = open_for_reading(path)
     except JournalError as error:
@@ -266,46 +264,9 @@ def replay(
         with closing(journal):
             if remark := doubt(journal, path):
                 click.echo(f"{path}: {remark}", err=True)
-            if wants_verdict:
-                return _print_verdict(journal, path, head)
-            if sql is not None:
-                return _print_rows(journal, sql, as_csv=as_csv, as_json=as_json)
-            services = answers.meant(journal, (history_of,) if history_of else words)
-            if other is not None:
-                return _print_what_if(journal, other, services, since, until, as_json=as_json)
-            if history_of is not None:
-                return _print_lines(
-                    past.histories(
-                        journal, services, since=since, until=until, limit=limit, as_json=as_json
-                    )
-                )
-            if of_boot:
-                seq = seq_of(journal, at) if at is not None else None
-                return _print_lines(past.started(journal, services, seq, as_json=as_json))
-            if wants_report:
-                return _print_lines(
-                    past.reported(journal, services, since=since, until=until, as_json=as_json)
-                )
-            if diff:
-                seqs = [seq_of(journal, each) for each in diff]
-                return _print_lines(past.changed(journal, services, *seqs, as_json=as_json))
-            if why_of is not None:
-                return _print_lines(past.because(journal, why_of, at, as_json=as_json))
-            if speed is not None:
-                seq = seq_of(journal, at) if at is not None else None
-                return _play(Player(journal, speed, services, seq))
-            if at is not None:
-                return _print_services(then(journal, at), services, as_json=as_json)
-            if remark := shortened(journal):
-                click.echo(f"{path}: {remark}", err=True)
-            selection = _selection(services, since, until)
-            if html_file is not None or svg_file is not None:
-                files = pictures.Files(html_file, svg_file)
-                return _print_remarks(pictures.draw(journal, path, selection, folders, files))
-            choice = Choice(frozenset(types), actions=actions, failures=failures)
-            if folders:
-                return _print_with_logs(journal, selection, choice, folders, as_json=as_json)
-            return _print_events(journal, selection, choice, as_json=as_json)
+            if asked.wants_verdict:
+                return _print_verdict(journal, path, asked.head)
+            return _answer(journal, asked)
     except (JournalError, Refusal) as error:
         raise click.ClickException(f"{path}: {error}") from None
     except (logs.LogsError, pictures.PictureError) as error:
@@ -313,6 +274,57 @@ def replay(
     except what_if.OtherError as error:
         click.echo(str(error), err=True)
         return what_if.EX_CONFIG
+
+
+def _answer(journal: Connection, asked: _Asked) -> int:
+    """The first of what is asked for; without anything the timeline."""
+    if asked.sql is not None:
+        return _print_rows(journal, asked.sql, as_csv=asked.as_csv, as_json=asked.as_json)
+    services = answers.meant(journal, (asked.history_of,) if asked.history_of else asked.words)
+    if asked.other is not None:
+        return _print_what_if(
+            journal, asked.other, services, asked.since, asked.until, as_json=asked.as_json
+        )
+    if asked.history_of is not None:
+        return _print_lines(
+            past.histories(
+                journal,
+                services,
+                since=asked.since,
+                until=asked.until,
+                limit=asked.limit,
+                as_json=asked.as_json,
+            )
+        )
+    if asked.of_boot:
+        seq = seq_of(journal, asked.at) if asked.at is not None else None
+        return _print_lines(past.started(journal, services, seq, as_json=asked.as_json))
+    if asked.wants_report:
+        return _print_lines(
+            past.reported(
+                journal, services, since=asked.since, until=asked.until, as_json=asked.as_json
+            )
+        )
+    if asked.diff:
+        seqs = [seq_of(journal, each) for each in asked.diff]
+        return _print_lines(past.changed(journal, services, *seqs, as_json=asked.as_json))
+    if asked.why_of is not None:
+        return _print_lines(past.because(journal, asked.why_of, asked.at, as_json=asked.as_json))
+    if asked.speed is not None:
+        seq = seq_of(journal, asked.at) if asked.at is not None else None
+        return _play(Player(journal, asked.speed, services, seq))
+    if asked.at is not None:
+        return _print_services(then(journal, asked.at), services, as_json=asked.as_json)
+    if remark := shortened(journal):
+        click.echo(f"{asked.path}: {remark}", err=True)
+    selection = _selection(services, asked.since, asked.until)
+    if asked.html_file is not None or asked.svg_file is not None:
+        files = pictures.Files(asked.html_file, asked.svg_file)
+        return _print_remarks(pictures.draw(journal, asked.path, selection, asked.folders, files))
+    choice = Choice(frozenset(asked.types), actions=asked.actions, failures=asked.failures)
+    if asked.folders:
+        return _print_with_logs(journal, selection, choice, asked.folders, as_json=asked.as_json)
+    return _print_events(journal, selection, choice, as_json=asked.as_json)
 
 
 # What makes no sense together, and why

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import msgspec
 
 from registry.core.events import Record
-from registry.journal.read import Connection, Selection, last_seq, pages, service_names
+from registry.journal.opening import Connection
+from registry.journal.read import Selection, last_seq, pages, service_names
 from registry.logs.archive import Log, WrittenLine, names
 from registry.questions.choice import ALL, Choice
 from registry.questions.records import event_record, rfc3339

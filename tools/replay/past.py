@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from registry.journal.read import Connection, last_seq
+from registry.journal.opening import Connection
+from registry.journal.read import last_seq
 from registry.past.boot import boot
 from registry.past.difference import changes
 from registry.past.history import history

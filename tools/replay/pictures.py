@@ -12,15 +12,8 @@ import click
 
 from registry.core.events import Record
 from registry.journal import JournalError
-from registry.journal.read import (
-    Connection,
-    Selection,
-    first_seq_at,
-    fold,
-    last_seq_at,
-    pages,
-    records_of,
-)
+from registry.journal.opening import Connection
+from registry.journal.read import Selection, first_seq_at, fold, last_seq_at, pages, records_of
 from registry.questions.lanes import Lanes, lanes
 from registry.questions.records import rfc3339
 

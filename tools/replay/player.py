@@ -10,8 +10,8 @@ from registry.core.events import Record
 from registry.core.projection import Projection
 from registry.core.service import Service
 from registry.journal import JournalError, snapshots
+from registry.journal.opening import Connection
 from registry.journal.read import (
-    Connection,
     Selection,
     fold,
     last_seq,

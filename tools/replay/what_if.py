@@ -15,7 +15,8 @@ from registry.config import ConfigError, load
 from registry.core.definition import Definition
 from registry.core.events import Moved, Record, RestartDue, Spawned
 from registry.core.lifecycle import Reason
-from registry.journal.read import Connection, Selection, fold, last_seq, last_seq_at, pages
+from registry.journal.opening import Connection
+from registry.journal.read import Selection, fold, last_seq, last_seq_at, pages
 from registry.questions.moments import Moment
 from registry.questions.partings import Answer, Course, Row, Side
 from registry.questions.records import event_record, rfc3339
