@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -178,6 +179,7 @@ async def test_what_fails_is_told_and_tried_again(writer, caplog, monkeypatch):
         raise JournalError("cannot write to the journal: disk is full")
 
     monkeypatch.setattr(writer.journal, "change", full)
+    caplog.set_level(logging.WARNING, "registry")
     async with running(writer, keep_s=90 * 86400.0) as found:
         await until(lambda: "The oldest events stay" in caplog.text)
         assert writer.journal.anchor is None

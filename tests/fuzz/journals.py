@@ -225,14 +225,16 @@ class _Told(Journal):
 
     def __init__(self, records: list[Record]) -> None:
         self.path = Path("registry.db")
-        self.seq = 0
+        self.seq = max((record.seq for record in records), default=0)
+        self.anchor = None
+        self._first_ns = self._batch_first_ns = 0
         self._records = sorted(records, key=lambda record: record.seq)
 
     async def read(self, *, since: int = 0, **_which: Any) -> list[Record]:
         return [record for record in self._records if record.seq > since]
 
-    async def _latest_snapshot(self) -> Projection | None:
-        return None
+    async def _fold_begun(self, _last: int) -> Projection:
+        return self.beginning()
 
     async def keep_snapshot(self, _projection: Projection, *, at_end: bool = False) -> None:
         assert not at_end

@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest import mock
 
 import msgspec
 
@@ -20,6 +21,7 @@ from registry.api.access import Access, Peer
 from registry.api.actions import ACTIONS
 from registry.api.growth import LogLine, Source
 from registry.api.handlers import Handlers
+from registry.api.journal import JournalHandlers
 from registry.api.protocol import BATCH_MAX
 from registry.api.server import Limits, Server, _Connection
 from registry.core import events as ev
@@ -30,6 +32,7 @@ from registry.core.lifecycle import State
 from registry.core.projection import Projection
 from registry.core.service import Service
 from registry.host.capabilities import Capabilities
+from registry.journal import JournalError
 from registry.questions.plan import Plan
 from registry.registry import Accepted
 from tests.fuzz.chunks import chance_of, pieces
@@ -162,6 +165,9 @@ class _Desk:
         self.tallies: dict[Any, Any] = {}
         self.closing = False
         self.degraded_since_ns = None
+        self.trouble = ""
+        self.seq = len(definitions)
+        self.as_of = (0, self.seq)
 
     async def command(self, steps: Sequence[tuple[str, Any]], _before: Any = None) -> Accepted:
         return Accepted(steps[0][0], 7, State.RUNNING, False)
@@ -175,6 +181,12 @@ class _Desk:
 
     def recent_since(self, seq: int) -> list[ev.Record] | None:
         return self._records[max(0, seq) :]
+
+    def moved_since(self, _as_of: tuple[int, int]) -> list[ev.Record] | None:
+        return None
+
+    def beginning(self) -> Projection:
+        return Projection()
 
     async def read(self, **_how: Any) -> list[ev.Record]:
         return []
@@ -199,6 +211,21 @@ class _Desk:
 
     async def check_once(self, _service: Service) -> list[Any]:
         return []
+
+
+class _NoJournal:
+    """What removes events, of a journal that cannot be read: nothing of these requests reaches a file."""
+
+    keep_s: float | None = 60.0
+    max_size: int | None = None
+
+    def __init__(self) -> None:
+        self.busy = asyncio.Lock()
+
+    async def _refuse(self, *_given: Any) -> Any:
+        raise JournalError("cannot read the journal /nowhere/registry.db")
+
+    compact = older_than = last_at = describe = _refuse
 
 
 _ABLE = Capabilities(**dict.fromkeys(Capabilities.__struct_fields__, True))
@@ -231,7 +258,8 @@ def _handlers() -> dict[str, Any]:
         past=desk,
         administration=desk,
     )
-    return dict(made.table())
+    journal = JournalHandlers(desk, _NoJournal(), Path("/nowhere/registry.db"))
+    return {**made.table(), **journal.table()}
 
 
 class _Wire(asyncio.Transport):
@@ -293,8 +321,10 @@ def judging() -> Iterator[Judge]:
             _judge_answer(line)
         assert len(lines) == expected, f"{len(lines)} answers to {expected} requests"
 
+    unreadable = JournalError("cannot read the journal /nowhere/registry.db")
     try:
-        yield judge
+        with mock.patch("registry.api.journal.export", side_effect=unreadable):
+            yield judge
     finally:
         loop.close()
 
