@@ -138,6 +138,10 @@ class Box:
         """The record of one service."""
         return next(record for record in self.data("list_services") if record["name"] == name)
 
+    def wait_said(self, text: str) -> None:
+        """Wait until the registry's log holds a text: it is written beside what it tells of, not before."""
+        self.wait_for(lambda: text in self.errors.read_text(), f"the log says {text!r}")
+
     def wait_status(self, name: str, status: str, **also: Any) -> dict[str, Any]:
         """Wait until a service has a status (and further values); its record."""
 

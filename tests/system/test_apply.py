@@ -596,7 +596,7 @@ def test_sighup_applies_and_with_a_wrong_file_tells_every_complaint(box):
     seq = latest(box)
     box.configure(service("web", OTHER, 'stop = "soon"', "umask = 9"))
     box.daemon.send_signal(signal.SIGHUP)
-    box.wait_for(lambda: "Nothing was changed" in box.errors.read_text(), "it says so")
+    box.wait_said("Nothing was changed")
     errors = [line for line in box.errors.read_text().splitlines() if "[ERROR]" in line]
     assert [sum(word in line for line in errors) for word in (" stop:", "umask")] == [1, 1], errors
     assert latest(box) == seq
@@ -623,7 +623,7 @@ def test_sighup_ends_no_registry_that_has_no_thread_to_read_the_file(box):
     before = running(box, "web")
     (box.folder / "short").touch()
     box.daemon.send_signal(signal.SIGHUP)
-    box.wait_for(lambda: "could not be applied" in box.errors.read_text(), "it is told")
+    box.wait_said("could not be applied")
     (box.folder / "short").unlink()
     box.configure(service("web") + service("new"))
     box.daemon.send_signal(signal.SIGHUP)
@@ -819,7 +819,7 @@ def test_what_could_not_be_made_durable_is_in_force_all_the_same_and_nobody_says
         box.daemon.send_signal(signal.SIGHUP)
         box.wait_for(lambda: len(box.data("list_services")) == 2, "it was applied")
         assert running(box, "web", "new")["web"] == before["web"]
-        box.wait_for(lambda: "[ERROR]" in box.errors.read_text(), "it says so")
+        box.wait_said("[ERROR]")
         connection.execute("ROLLBACK")
     finally:
         connection.close()

@@ -159,7 +159,7 @@ while True:
         )
         if process.poll() is not None:
             assert process.returncode == EX_UNAVAILABLE
-            assert f"process {pid}" in box.errors.read_text()
+            box.wait_said(f"process {pid}")
         (record,) = box.data("restart", service="a", wait=True)
         seen = len(box.log("a"))
         assert record["run"] == 2
@@ -280,7 +280,7 @@ def test_a_damaged_journal_is_set_aside_and_what_can_be_read_of_it_is_kept(box):
             connection.execute(damage)
         connection.close()
         goes_on(box, box.journal.read_bytes())
-        assert f"events 1 to {kept} of it are kept" in box.errors.read_text(), damage
+        box.wait_said(f"events 1 to {kept} of it are kept")
 
 
 def test_a_journal_with_damaged_pages_is_set_aside(box):
@@ -298,7 +298,7 @@ def goes_on(box, damaged: bytes) -> None:
     box.start()
     box.wait_status("a", "Running")
     (aside,) = box.journal.parent.glob("registry.db.damaged-*[0-9]Z")
-    assert str(aside) in box.errors.read_text()
+    box.wait_said(str(aside))
     assert aside.read_bytes() == damaged
     box.verify()
     assert box.stop() == 0

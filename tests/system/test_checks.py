@@ -99,7 +99,7 @@ while True:
     assert not box.events("app", "became_unhealthy")
     (box.folder / "open").touch()
     assert box.wait_status("app", "Running", health="healthy")["run"] == 1
-    box.wait_for(lambda: "[INFO] Health OK: app" in box.errors.read_text(), "it is told")
+    box.wait_said("[INFO] Health OK: app")
     (answer,) = box.data("health", service="app")
     assert list(answer) == ["name", "health", "since", "checks"]
     assert (answer["name"], answer["health"]) == ("app", "healthy")
@@ -134,7 +134,7 @@ def test_a_service_whose_health_turns_500_is_restarted_as_failed_whatever_its_ex
     assert (exited["data"].get("exit_code"), exited["reason"]) == (0, "unhealthy")
     emptied = box.last("web", "group_emptied")
     assert (emptied["dest"], emptied["reason"]) == ("Failed", "unhealthy")
-    assert "[WARN] web unhealthy, restarting..." in box.errors.read_text()
+    box.wait_said("[WARN] web unhealthy, restarting...")
     box.verify()
 
 
@@ -155,7 +155,7 @@ def test_a_check_that_only_reports_leaves_the_service_alone(box):
     (box.folder / "sick").touch()
     record = box.wait_status("web", "Running", health="unhealthy")
     assert (record["pid"], record["run"]) == (first["pid"], 1)
-    assert "[WARN] web unhealthy, only reported" in box.errors.read_text()
+    box.wait_said("[WARN] web unhealthy, only reported")
     (box.folder / "sick").unlink()
     record = box.wait_status("web", "Running", health="healthy")
     assert (record["pid"], record["restarts"]) == (first["pid"], 0)

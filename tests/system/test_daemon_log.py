@@ -169,7 +169,7 @@ http.server.HTTPServer(("127.0.0.1", PORT), Handler).serve_forever()
         f'[[service]]\nname = "a"\ncmd = {program}\nstart_timeout = "700ms"\nhealth_check = {check}\n'
     )
     box.start()
-    box.wait_for(lambda: "not ready within" in box.errors.read_text(), "it is judged")
+    box.wait_said("not ready within")
     assert "\x1b" not in box.errors.read_text()
     assert not [line for line in box.errors.read_text().splitlines() if line.startswith("[ERROR]")]
 

@@ -76,7 +76,7 @@ def test_a_second_sigterm_hurries_what_ignores_the_first(box):
     box.start()
     box.wait_for((box.folder / "up").exists, "it runs")
     box.daemon.terminate()
-    box.wait_for(lambda: "Stopping deaf" in box.errors.read_text(), "it is being stopped")
+    box.wait_said("Stopping deaf")
     assert box.daemon.poll() is None
     box.daemon.terminate()
     assert box.daemon.wait(10) == 0
@@ -90,7 +90,7 @@ def test_a_second_sigterm_hurries_what_was_told_to_stop_before(box):
     box.wait_for((box.folder / "up").exists, "it runs")
     box.data("stop", service="deaf")
     box.daemon.send_signal(signal.SIGINT)
-    box.wait_for(lambda: "Stopped other" in box.errors.read_text(), "the end has begun")
+    box.wait_said("Stopped other")
     box.daemon.send_signal(signal.SIGINT)
     assert box.daemon.wait(10) == 0
     box.wait_for(lambda: not box.left(), "nothing is left")

@@ -67,7 +67,7 @@ def test_one_that_cannot_be_started_ends_it_too(box):
     )
     box.daemon = box.spawn("--config", "etc/services.toml")
     assert box.daemon.wait(10) == EX_ESSENTIAL
-    assert "Essential service main is gone (program_missing)" in box.errors.read_text()
+    box.wait_said("Essential service main is gone (program_missing)")
     box.wait_for(lambda: not box.left(), "nothing is left")
 
 

@@ -87,7 +87,7 @@ def test_a_crash_loop_waits_longer_each_time_and_says_when_the_next_attempt_come
     assert (record["pid"], record["wanted"]) == (None, "up")
     at = datetime.fromisoformat(record["next_restart_at"])
     assert at > datetime.fromisoformat(record["since"])
-    assert "[WARN] bad crash-looping, attempt 2, next in 0.04" in box.errors.read_text()
+    box.wait_said("[WARN] bad crash-looping, attempt 2, next in 0.04")
 
 
 def test_no_delay_is_longer_than_delay_max(box):
@@ -111,7 +111,7 @@ def test_at_its_limit_a_service_is_failed_until_somebody_starts_it(box):
     assert (record["run"], record["restarts"], record["next_restart_at"]) == (3, 2, None)
     assert box.last("bad", "gave_up")["data"] == {"restarts": 2, "within_s": 60.0}
     assert len(box.lines("runs")) == 3
-    assert "[ERROR] bad gave up: 2 restarts within 60 s" in box.errors.read_text()
+    box.wait_said("[ERROR] bad gave up: 2 restarts within 60 s")
     box.data("start", service="bad")
     box.wait_status("bad", "Failed", reason="restart_limit", run=6)
     assert len(box.lines("runs")) == 6
@@ -251,7 +251,7 @@ time.sleep(1000)
     assert (record["run"], record["restarts"]) == (2, 1)
     assert box.last("slow", "start_timed_out")["data"] == {"timeout_s": 0.3}
     assert box.last("slow", "exited")["data"]["exit_code"] == 0
-    assert "[WARN] slow not ready within 0.3 s" in box.errors.read_text()
+    box.wait_said("[WARN] slow not ready within 0.3 s")
 
 
 def test_a_crash_loop_obeys_start_stop_and_reset(box):

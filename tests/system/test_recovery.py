@@ -57,7 +57,7 @@ def test_after_kill_9_the_same_processes_are_supervised_on(box, without):
         assert (record["pid"], record["run"], record["restarts"]) == (pid, 1, 0)
         assert box.last(name, "adopted")["data"] == {"pid": pid}
     assert len(box.lines("runs")) == 1
-    assert f"[INFO] Adopted one (PID {before['one']})" in box.errors.read_text()
+    box.wait_said(f"[INFO] Adopted one (PID {before['one']})")
     os.kill(before["one"], signal.SIGKILL)
     record = box.wait_status("one", "Running", run=2)
     assert record["restarts"] == 1
@@ -164,7 +164,7 @@ def test_an_end_that_nobody_saw_counts_as_a_failure(box):
     box.wait_status("job", "Running", run=2)
     last = box.data("status", service="job")["last_exit"]
     assert (last["exit_code"], last["signal"], last["reason"]) == (None, None, "lost")
-    assert "[WARN] job ended while nobody watched" in box.errors.read_text()
+    box.wait_said("[WARN] job ended while nobody watched")
 
 
 def test_what_a_run_left_while_the_registry_was_down_is_gone_before_the_next_run(box):

@@ -219,7 +219,7 @@ def test_what_runs_of_a_service_that_nobody_tells_of_any_more_is_ended(box):
     box.start()
     box.wait_for(lambda: not any(map(box.is_running, pids)), "nothing is left of it")
     assert [each["name"] for each in box.data("list_services")] == ["app"]
-    assert "added, run 1, is declared no more: killed" in box.errors.read_text()
+    box.wait_said("added, run 1, is declared no more: killed")
 
 
 # --- two registries on one machine ----------------------------------------------------------------

@@ -383,7 +383,7 @@ main()
     assert not answer["ok"]
     assert "journal" in answer["error"]["message"]
     (box.folder / "full").unlink()
-    box.wait_for(lambda: "can be written again" in box.errors.read_text(), "it is written")
+    box.wait_said("can be written again")
     upgrade(box)
     assert box.service("up")["run"] == 2
     box.verify()
