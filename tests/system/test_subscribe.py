@@ -60,6 +60,8 @@ def test_a_follower_misses_nothing_though_the_registry_is_killed_again_and_again
     box.configure("".join(service(f"storm{number}", STORM) for number in range(2)))
     box.start()
     everything, some = follow("--since", "0"), follow("--since", "0", "--type", "spawned")
+    # who finds no registry at first does not wait for one
+    box.wait_for(lambda: seqs(everything) and seqs(some), "both have begun", 20)
     for _ in range(3):
         before = len(seqs(everything))
         box.wait_for(lambda n=before: len(seqs(everything)) > n + 150, "it follows", 20)
