@@ -263,7 +263,7 @@ def _unix_path(address: str) -> str | None:
 def _inode(path: str) -> tuple[int, int] | None:
     try:
         found = os.lstat(path)
-    except OSError:
+    except (OSError, ValueError):  # a keeper may say anything: what has a NUL in it is no path
         return None
     return found.st_dev, found.st_ino
 

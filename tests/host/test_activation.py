@@ -299,6 +299,16 @@ def test_a_file_that_was_removed_is_made_again(sockets, keeper, short_dir, is_ad
     assert sockets.ensure(definition, None) == [("http", fd)]
 
 
+def test_an_address_of_the_keeper_that_is_no_path_is_closed_like_any_other(sockets, keeper):
+    """Found by `fuzz --target told --seed 7 --from 400885 --inputs 1`."""
+    fd, address = open_socket(TCP, None), "unix:x\0"
+    keeper.hold("web", "listen:http", fd, meta=address)
+    sockets.adopt("web", "http", address, fd)
+    sockets.close_service("web")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
 def test_a_file_that_became_anothers_is_left_to_him(sockets, listener, short_dir):
     path = short_dir / "s"
     sockets.ensure(defined(http=f"unix:{path}"), None)
