@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
 
 from registry.api.access import Peer
 from registry.api.actions import ApiError, ErrorCode, EventsParams
@@ -20,10 +23,17 @@ from registry.questions.records import EventRecord, event_record
 from registry.registry import Registry
 
 PAGE = 1000
+FOLLOWED_PAGE, FOLLOWED_PAGES_KEPT = 200, 8
+"""Of what is followed: so many events are made into JSON before others have their turn (some 4 ms); and so many
+pages are kept for whoever comes to them next."""
 SEEN_EVERY_S = 1.0
 """How often who follows some events only is told how far all were looked at, while others happen."""
-EventsPage = list[EventRecord] | dict[str, Any]
+EventsPage = list[EventRecord] | msgspec.Raw | dict[str, Any]
 """Events; with `seen` an object of these and the number up to which all were looked at."""
+
+
+NO_EVENTS = msgspec.Raw(b"[]")
+_encode = msgspec.json.Encoder().encode
 
 
 class EventSource(Protocol):
@@ -45,13 +55,25 @@ class EventSource(Protocol):
         """Records above `since`; the last of them where it is negative."""
 
 
+class _Page(NamedTuple):
+    """Events in JSON, up to where they were looked at, and whether that is as far as a page goes.
+
+    What is written never changes: a page of it that `is_full` is always the same.
+    """
+
+    last: int
+    events: msgspec.Raw
+    is_full: bool
+
+
 class Events:
     """The events of one registry, for everybody who asks."""
 
     def __init__(self, registry: Registry, journal: EventSource) -> None:
         self._registry = registry
         self._journal = journal
-        self._page: tuple[Any, tuple[int, list[EventRecord]]] = (None, (0, []))
+        self._pages: OrderedDict[Any, _Page] = OrderedDict()
+        self._making = asyncio.Lock()
 
     async def answer(
         self, params: EventsParams, _peer: Peer
@@ -109,15 +131,15 @@ class Events:
 
         Only what is written is told: what is held may be lost with us, and its number be another event's.
         """
-        seq, page = params.since, []
+        seq, page = params.since, NO_EVENTS
         if seq < 0:
             seq = self._journal.seq
             newest = await self._read(params, names, PAGE)
-            page = [event_record(record) for record in newest if record.seq <= seq]
+            page = _encoded([record for record in newest if record.seq <= seq])
         elif seq > self._journal.seq:
             raise _not_yet(seq, self._journal.seq)
         else:
-            seq, page = await self._page_after(seq, params, names)
+            seq, page, _is_full = await self._page_after(seq, params, names)
         yield _events_page(params, page, seq)
         told_s = time.monotonic()
         while True:
@@ -125,9 +147,9 @@ class Events:
                 await self._registry.next_commit()
             names = self._and_new_ones(params.service, names)
             before = seq
-            seq, page = await self._page_after(seq, params, names)
+            seq, page, _is_full = await self._page_after(seq, params, names)
             is_due = params.seen and seq > before and time.monotonic() - told_s >= SEEN_EVERY_S
-            if page or is_due:
+            if page is not NO_EVENTS or is_due:
                 yield _events_page(params, page, seq)
                 told_s = time.monotonic()
             elif seq == before:  # what is committed is only held
@@ -144,38 +166,50 @@ class Events:
                 names = names.union(self._select(word))
         return names
 
-    async def _page_after(
-        self, seq: int, params: EventsParams, names: set[str] | None
-    ) -> tuple[int, list[EventRecord]]:
+    async def _page_after(self, seq: int, params: EventsParams, names: set[str] | None) -> _Page:
+        """What follows event `seq`. One page is made at a time, and then others have their turn: however many follow,
+        and from however far, nothing else waits for more than a page.
+        """
+        types = [params.type] if isinstance(params.type, str) else params.type
         if names is not None:
-            return await self._new_page(seq, params, names)
-        # whoever follows all services gets the same one, so it is made once for all of them
-        what = (self._registry.as_of, self._journal.seq, seq, params.type)
-        if self._page[0] == what:
-            return self._page[1]
-        made = await self._new_page(seq, params, names)
-        if made[1]:
-            self._page = (what, made)
-        return made
+            async with self._making:
+                return await self._new_page(seq, types, names)
+        # whoever follows all services gets the same ones, so they are made once for all of them
+        what = (seq, types and tuple(types))
+        async with self._making:
+            page = self._pages.get(what)
+            if page is None or not (page.is_full or page.last >= self._last):
+                page = self._pages[what] = await self._new_page(seq, types, None)
+                if len(self._pages) > FOLLOWED_PAGES_KEPT:
+                    self._pages.popitem(last=False)
+        return page
+
+    @property
+    def _last(self) -> int:
+        """The last event that may be told."""
+        return min(self._journal.seq, self._registry.committed.seq)
 
     async def _new_page(
-        self, seq: int, params: EventsParams, names: set[str] | None
-    ) -> tuple[int, list[EventRecord]]:
+        self, seq: int, types: Sequence[str] | None, names: set[str] | None
+    ) -> _Page:
         found = self._registry.recent_since(seq)
         if found is None:
-            found = await self._journal.read(since=seq)
-        last = min(self._journal.seq, self._registry.committed.seq)
-        records = [record for record in found[:PAGE] if record.seq <= last]
+            found = await self._journal.read(since=seq, limit=FOLLOWED_PAGE)
+        last = self._last
+        records = [record for record in found[:FOLLOWED_PAGE] if record.seq <= last]
         if seq and records and records[0].seq != seq + 1:  # removed while we were on our way there
             raise _gone(seq, records[0].seq, last)
-        types = [params.type] if isinstance(params.type, str) else params.type
-        page = [
-            event_record(record)
+        told = [
+            record
             for record in records
             if (names is None or record.service in names)
             and (types is None or record.type in types)
         ]
-        return (records[-1].seq if records else seq), page
+        page = _Page(
+            records[-1].seq if records else seq, _encoded(told), len(records) == FOLLOWED_PAGE
+        )
+        await asyncio.sleep(0)
+        return page
 
     def _select(self, given: str | list[str]) -> list[str]:
         return select(given, self._registry.committed)
@@ -192,7 +226,13 @@ def _refuse_strange_types(given: str | list[str] | None) -> None:
         raise ApiError(ErrorCode.INVALID_PARAMS, message)
 
 
-def _events_page(params: EventsParams, page: list[EventRecord], seen: int) -> EventsPage:
+def _encoded(records: list[Record]) -> msgspec.Raw:
+    return msgspec.Raw(_encode([event_record(each) for each in records])) if records else NO_EVENTS
+
+
+def _events_page(
+    params: EventsParams, page: list[EventRecord] | msgspec.Raw, seen: int
+) -> EventsPage:
     return {"seen": seen, "events": page} if params.seen else page
 
 

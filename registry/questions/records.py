@@ -5,6 +5,7 @@ Keys are always present; what there is nothing to say of is null. Times are RFC 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -64,8 +65,13 @@ class EventRecord(msgspec.Struct, frozen=True):
 def rfc3339(at_ns: int) -> str:
     """A time in UTC to the microsecond, as in 2026-01-02T03:04:05.678901Z; one beyond the calendar is its last."""
     seconds, rest_ns = divmod(min(max(at_ns, _FIRST_NS), _LAST_NS), _NS)
-    moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest_ns // 1000, tzinfo=None)
-    return f"{moment.isoformat(timespec='microseconds')}Z"
+    return f"{_second(seconds)}.{rest_ns // 1000:06d}Z"
+
+
+@functools.lru_cache(maxsize=64)
+def _second(seconds: int) -> str:
+    """What happens together is mostly of the same second."""
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()
 
 
 def health(service: Service) -> str | None:
