@@ -127,6 +127,7 @@ class Dispatcher:
         self._actions = actions
         self._handlers = handlers
         self._access = access
+        self._large: tuple[msgspec.Raw, bytes] | None = None
 
     def answer(self, line: bytes | bytearray, peer: Peer) -> Outcome:
         """What to answer `peer` for `line` (without its newline). Never raises."""
@@ -192,9 +193,17 @@ class Dispatcher:
                     return Later(_finish(form, name, data), form.ordered, is_question=asks)
                 if isinstance(data, AsyncIterator):
                     return _pages(form, name, data)
-            return Answer(form.result(_json(data)), form.ordered)
+            return Answer(self._result(form, data), form.ordered)
         except Exception as error:
             return Answer(form.error(_as_api_error(name, error)), form.ordered)
+
+    def _result(self, form: _Form, data: Any) -> bytes:
+        """The line of a result. Of one that is large and the same as before it is the same line, not a further copy."""
+        if not isinstance(data, msgspec.Raw) or form != _PLAIN:
+            return form.result(_json(data))
+        if self._large is None or self._large[0] is not data:
+            self._large = data, form.result(data)
+        return self._large[1]
 
     def _call(self, name: str, given: dict[str, Any] | list[Any], peer: Peer) -> Any:
         action = self._actions.get(name)
@@ -251,6 +260,9 @@ class _Plain(msgspec.Struct, frozen=True):
 
     page = result
     late_error = error
+
+
+_PLAIN = _Plain()
 
 
 class _Rpc(msgspec.Struct, frozen=True):

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import logging
 import os
 import select
 import socket
+import sys
+import termios
 from collections.abc import Coroutine, Mapping
 from typing import Any, cast
 
@@ -33,6 +36,8 @@ ACCEPT_RETRY_S = 0.5
 _ACCEPTS_PER_TURN = 64
 _LINES_PER_TURN = 256
 _FLUSH_SIZE = 64 * 1024
+_SEND_BUFFER = 384 * 1024
+"""Of a connection, in the kernel: it takes `list_services` of a thousand services at once, in half the time."""
 _ACCEPT_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 _log = logging.getLogger(__name__)
@@ -274,6 +279,8 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=self._server.limits.unread_max)
+        connection = transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self._server.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -510,7 +517,8 @@ class _Connection(asyncio.Protocol):
                 self._watch_stall()
 
     def _taken(self) -> int:
-        return self._sent - self._transport.get_write_buffer_size()
+        """A number that changes with every byte that the client takes."""
+        return self._sent - self._transport.get_write_buffer_size() - _unread(self.fileno())
 
     def _watch_stall(self) -> None:
         if self._stall is None:
@@ -531,6 +539,17 @@ class _Connection(asyncio.Protocol):
             self._transport.get_write_buffer_size(),
         )
         self._transport.abort()
+
+
+def _unread(descriptor: int) -> int:
+    """What the kernel holds for a reader (unix(7): SIOCOUTQ), with what it needs for that itself; 0 if it does not say.
+
+    A socket is writable again only when three quarters of that are taken.
+    """
+    try:
+        return int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:
+        return 0
 
 
 class _Hangups:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -218,6 +219,18 @@ async def test_raw_data_goes_out_unchanged(ask):
     assert answer == {"ok": True, "data": "x" * 139_998, "id": 1}
     [answer] = await ask(b'{"jsonrpc":"2.0","method":"raw","params":[140000],"id":1}')
     assert len(answer["result"]) == 139_998
+
+
+async def test_an_answer_that_is_the_same_is_no_further_copy_and_another_is_another(dispatcher, me):
+    raw, answers = {"data": msgspec.Raw(b"[1]")}, []
+    dispatcher._handlers["get_data"] = lambda _params, _peer: raw["data"]
+    for data in (b"[1]", None, b"[1]", b"[2]"):
+        raw["data"] = msgspec.Raw(data) if data else raw["data"]
+        answers.append(dispatcher.answer(b'{"action":"get_data"}', me).line)
+        numbered = dispatcher.answer(b'{"action":"get_data","id":7}', me).line
+        assert json.loads(numbered) == {**json.loads(answers[-1]), "id": 7}
+    assert answers[0] is answers[1] is not answers[2]
+    assert [json.loads(line)["data"] for line in answers] == [[1], [1], [1], [2]]
 
 
 @pytest.mark.parametrize("action", ["follow", "follow_later"])
