@@ -104,6 +104,8 @@ class Groups:
         self._cgroups = _cgroups() if capabilities.cgroup else None
         self.led: set[int] = set()
         self._strangers: set[int] = set()
+        self._sessions: dict[int, int] = {}
+        """Of those that the processes of runs have left to us, as far as they were looked at."""
         self._own: set[int] | None = None
         self._looks_once = False
         self._seen: Processes | None = None
@@ -209,6 +211,7 @@ class Groups:
     def reaped(self, pid: int) -> None:
         """A child's number may be another's from now on."""
         self._strangers.discard(pid)
+        self._sessions.pop(pid, None)
 
     def _search_descendants(self, process: Process) -> list[proc.Stat]:
         unsettled: set[int] = set()
@@ -226,14 +229,29 @@ class Groups:
     def _look_at_descendants(self, process: Process) -> tuple[list[proc.Stat], set[int]]:
         members: list[proc.Stat] = []
         unsure: set[int] = set()
-        for pid in self._descendants(process.leader):
+        waiting = self._own_children(process.leader)
+        while waiting:
+            pid = waiting.pop()
             stat = proc.stat(pid)
-            belongs = self._belongs(process, stat) if stat is not None and stat.is_alive else None
+            if stat is not None and self._is_anothers(process, stat):
+                if stat.parent == os.getpid():
+                    self._sessions[pid] = stat.session
+                continue  # and so is all that it began
+            if stat is None or not stat.is_alive:
+                unsure.add(pid)
+                continue
+            belongs = self._belongs(process, stat)
             if belongs is None:
                 unsure.add(pid)
-            elif belongs and stat is not None:
+            elif belongs:
                 members.append(stat)
+            waiting.extend(proc.children(pid))
         return members, unsure
+
+    def _is_anothers(self, process: Process, stat: proc.Stat) -> bool:
+        """Whether it is in the session of another leader that lives: nobody can have joined that from elsewhere."""
+        is_led = stat.session in self.led and stat.session != process.leader
+        return is_led and (stat.pid, stat.start_time) not in process.known
 
     def _belongs(self, process: Process, stat: proc.Stat) -> bool | None:
         """None where it cannot be told: in the midst of an exec or of its end a process has no mark."""
@@ -250,17 +268,21 @@ class Groups:
             )  # the keeper: a session that is no run's, until it is reaped
         return None if mark is None else mark == process.mark
 
-    def _descendants(self, leader: int | None) -> Iterator[int]:
-        """Our descendants, but for those that other leaders hold, and those known to be nobody's."""
+    def _is_left(self, pid: int, leader: int | None) -> bool:
+        """Whether a child of ours was seen to be another leader's, who lives: a fork bomb may leave us thousands."""
+        session = self._sessions.get(pid)
+        return session is not None and session != leader and session in self.led
+
+    def _own_children(self, leader: int | None) -> list[int]:
+        """Our children, but for those that other leaders hold, and those known to be another's or nobody's."""
         own = self._own if self._own is not None else proc.own_children()
         self._own = own if self._looks_once else None
-        waiting = list(own - self.led - self._strangers)
+        waiting = [
+            pid for pid in own - self.led - self._strangers if not self._is_left(pid, leader)
+        ]
         if leader in own and leader in self.led:
             waiting.append(leader)
-        while waiting:
-            pid = waiting.pop()
-            yield pid
-            waiting.extend(proc.children(pid))
+        return waiting
 
     def look(self, process: Process) -> tuple[list[proc.Stat], bool]:
         """The members that can be seen, and whether nothing is left of the run."""

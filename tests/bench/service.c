@@ -4,6 +4,7 @@
  *   service NAME SOCKET exit CODE    report, then end with CODE
  *   service NAME SOCKET flood        report, then write lines of 200 bytes as fast as they are taken
  *   service NAME SOCKET bomb         report, then fork as fast as it goes, never more than BOMB_MAX alive
+ *                                    and ORPHANS_MAX left to be reaped
  *   service answer unix PATH         answer checks: accept and close
  *   service answer http PORTFILE     answer checks: 200 on a port of 127.0.0.1 that is written to PORTFILE
  *
@@ -11,6 +12,7 @@
  * sent, so that the reader's own speed does not count. SIGTERM is not caught. Linked statically where that is
  * possible, so that the loader makes no noise.
  */
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
@@ -22,7 +24,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BOMB_MAX = 64, BACKLOG = 4096 };
+enum { BOMB_MAX = 64, ORPHANS_MAX = 5000, BACKLOG = 4096 };
 
 static void report(const char *name, const char *path) {
     struct timespec t;
@@ -43,10 +45,21 @@ static void flood(void) {
     while (write(1, line, sizeof line) > 0) continue;
 }
 
-/* Each child leaves a grandchild to whoever reaps for us, and ends. */
+/* How many processes there are, zombies and threads too: the fourth word of /proc/loadavg is "running/all". */
+static int processes(void) {
+    char text[128] = "";
+    int fd = open("/proc/loadavg", O_RDONLY | O_CLOEXEC), all = 0;
+    if (fd >= 0 && read(fd, text, sizeof text - 1) > 0) sscanf(text, "%*s %*s %*s %*d/%d", &all);
+    if (fd >= 0) close(fd);
+    return all;
+}
+
+/* Each child leaves a grandchild to whoever reaps for us, and ends. Who does not keep up is waited for: the machine is
+ * not ours to bring down. */
 static void bomb(void) {
-    int alive = 0;
-    for (;;) {
+    int alive = 0, most = processes() + ORPHANS_MAX;
+    for (unsigned forked = 0;; forked++) {
+        while (forked % BOMB_MAX == 0 && processes() > most) usleep(1000);
         pid_t child = fork();
         if (child == 0) {
             if (fork() == 0) usleep(1000);

@@ -92,8 +92,9 @@ async def test_200_ends_at_once_are_all_seen_once(host):
     assert host.seen.empty()
 
 
-async def test_more_ends_than_are_taken_at_once_are_all_seen(host, monkeypatch):
-    monkeypatch.setattr(process_module, "REAP_MAX", 2)
+@pytest.mark.parametrize(("name", "value"), [("REAP_MAX", 2), ("REAP_S", -1.0)])
+async def test_more_ends_than_are_taken_at_once_are_all_seen(host, monkeypatch, name, value):
+    monkeypatch.setattr(process_module, name, value)
     for number in range(9):
         host.spawn(SH, "-c", "exit 7", service=f"s{number}", logs=None)
     for pid in host.pids:
@@ -101,6 +102,22 @@ async def test_more_ends_than_are_taken_at_once_are_all_seen(host, monkeypatch):
     for pid in host.pids:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert len({(await host.seen.get())[0] for _end in range(9)}) == 9
+
+
+async def test_however_many_signals_tell_of_ends_children_are_reaped_once_a_turn(host, monkeypatch):
+    """Else each signal of a fork bomb would cost the others a share of time of its own."""
+    reaped = []
+    monkeypatch.setattr(host.runner, "reap", lambda: reaped.append("children"))
+    for turn in range(1, 4):
+        for _signal in range(100):
+            host.runner._children_ended()
+        assert len(reaped) == turn
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(reaped) == 4  # once more for those that came last
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(reaped) == 4
 
 
 async def test_a_leader_that_leaves_children_says_so_and_their_end_is_seen(host):
@@ -524,6 +541,30 @@ async def test_an_end_with_500_idle_neighbours_is_seen_without_a_scan_of_proc(ho
     exited = await host.next()
     assert exited == ProcessExited(run=1, exit_code=0, usage=exited.usage)
     assert looked == {pid}
+
+
+async def test_what_the_processes_of_others_leave_to_us_is_looked_at_once(host, monkeypatch):
+    """A fork bomb may leave thousands; those of a run are among them nevertheless."""
+    orphans = "for each in $(seq 50); do (sleep 1000 & sleep 1000 &); done; echo ready; "
+    host.script(f"{orphans} exec sleep 1000", service="bomb")
+    assert await host.line(service="bomb") == "ready"
+    looked: list[int] = []
+    stat = proc.stat
+
+    def look(pid):
+        looked.append(pid)
+        return stat(pid)
+
+    monkeypatch.setattr(proc, "stat", look)
+    for run, most in ((1, 110), (2, 10)):
+        looked.clear()
+        host.script("exit 0", run=run, logs=None)
+        assert (await host.next()).group_empty
+        assert len(looked) <= most
+    host.runner.stop("bomb", 1, "SIGTERM", mono_ns())
+    while not getattr(last := await host.next(), "group_empty", isinstance(last, GroupGone)):
+        continue
+    assert not [pid for pid in proc.own_children() if (now := stat(pid)) and now.is_alive]
 
 
 # the input of a command
