@@ -16,7 +16,7 @@ from registry.core.definition import Definition
 from registry.core.events import Moved, Record, RestartDue, Spawned
 from registry.core.lifecycle import Reason
 from registry.journal.opening import Connection
-from registry.journal.read import Selection, fold, last_seq, last_seq_at, pages
+from registry.journal.read import Selection, first_seq, fold, last_seq, last_seq_at, pages
 from registry.questions.moments import Moment
 from registry.questions.partings import Answer, Course, Row, Side
 from registry.questions.records import event_record, rfc3339
@@ -62,6 +62,7 @@ def compare(
     """The journal, or a part of it, as it was and as it would have been. Raises JournalError."""
     after = last_seq_at(journal, since.first_ns - 1) if since is not None else 0
     last = last_seq_at(journal, until.last_ns) if until is not None else last_seq(journal)
+    after = max(after, first_seq(journal) - 1)  # what is removed is known as far as it led
     begin = fold(journal, after)
     selection = Selection(after=after, last=last)
     records = [record for page in pages(journal, selection) for record in page]
