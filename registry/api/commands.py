@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import pwd
 import signal
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -203,7 +205,16 @@ async def committed(asked: Any) -> Accepted:
 
 def actor_of(peer: Peer) -> Actor:
     """Who asked, for the journal."""
-    return Actor(peer.uid, peer.pid, peer.program)
+    return Actor(peer.uid, peer.pid, peer.program, _user(peer.uid))
+
+
+@functools.lru_cache(maxsize=256)
+def _user(uid: int) -> str | None:
+    """Asked for once: a user database may be slow, and is another one where the journal is read later."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return None
 
 
 def _takes_requests(service: Service) -> ApiError | None:

@@ -405,11 +405,12 @@ TYPES: dict[str, type[Event]] = {
 
 
 class Actor(msgspec.Struct, frozen=True):
-    """Who asked: the peer of the socket, as the kernel names it."""
+    """Who asked: the peer of the socket, as the kernel names it; `user` is what the machine then called the uid."""
 
     uid: int
     pid: int | None = None
     program: str | None = None
+    user: str | None = None
 
 
 class Now(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 _AT = "strftime('%Y-%m-%dT%H:%M:%fZ', {} / 1e9, 'unixepoch')"
 _ACTOR = (
     "actor ->> '$.uid' AS actor_uid, actor ->> '$.pid' AS actor_pid,"
-    " actor ->> '$.program' AS actor_program"
+    " actor ->> '$.program' AS actor_program, actor ->> '$.user' AS actor_user"
 )
 
 VIEWS: dict[str, str] = {

@@ -65,10 +65,10 @@ def printable(text: str) -> str:
 
 
 def by(actor: Actor | None) -> str:
-    """` by uid 0 (circlectl, pid 4711)`; nothing where nobody asked."""
+    """` by uid 0 (root, circlectl, pid 4711)`; nothing where nobody asked."""
     if actor is None:
         return ""
-    known = (actor.program, f"pid {actor.pid}" if actor.pid is not None else None)
+    known = (actor.user, actor.program, f"pid {actor.pid}" if actor.pid is not None else None)
     details = ", ".join(part for part in known if part)
     return f" by uid {actor.uid}" + (f" ({details})" if details else "")
 

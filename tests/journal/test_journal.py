@@ -512,11 +512,11 @@ async def test_the_transitions_are_a_view_in_plain_words(opened, path, life):
     rows = ask(path, "SELECT * FROM transitions ORDER BY seq")
     assert rows[1] == (
         *(2, "2026-01-01T00:00:02.000Z", "web", None, "start_requested"),
-        *("Stopped", "Starting", "requested", 1, 1000, 77, "circlectl"),
+        *("Stopped", "Starting", "requested", 1, 1000, 77, "circlectl", None),
     )
     assert rows[4] == (
         *(6, "2026-01-01T00:00:06.000Z", "web", 1, "exited"),
-        *("Running", "Failed", "exit_code", 5, None, None, None),
+        *("Running", "Failed", "exit_code", 5, None, None, None, None),
     )
     assert [row[4] for row in rows] == [r.type for r in life if r.type != "probe_changed"]
 
@@ -581,7 +581,10 @@ async def test_an_actor_is_readable_json_and_nobody_is_null(opened, path, life):
     journal = await opened()
     await journal.append(life)
     rows = ask(path, "SELECT actor FROM events ORDER BY seq")
-    assert json.loads(rows[0][0]) == {"uid": 1000, "pid": 77, "program": "circlectl"}
+    assert json.loads(rows[0][0]) == {
+        **{"uid": 1000, "pid": 77, "program": "circlectl"},
+        "user": None,
+    }
     assert rows[2] == (None,)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 
 KEYS = "seq at service run type source dest reason cause decision actor data"
@@ -154,7 +155,10 @@ def test_a_command_has_its_actor_from_the_kernel(box):
     requested = box.last("a", "restart_requested")
     with open("/proc/self/comm") as file:
         program = file.read().strip()
-    assert requested["actor"] == {"uid": os.getuid(), "pid": os.getpid(), "program": program}
+    assert requested["actor"] == {
+        **{"uid": os.getuid(), "pid": os.getpid(), "program": program},
+        "user": pwd.getpwuid(os.getuid()).pw_name,
+    }
     exited = box.last("a", "exited")
     assert (exited["actor"], exited["cause"]) == (None, requested["seq"])
     assert box.events("a", "start_requested")[0]["actor"] is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import socket
 import subprocess
@@ -155,7 +156,7 @@ def test_why_on_real_processes(box) -> None:
     box.wait_status("web", "Running")
     box.wait_status("crashing", "Failed")
     box.wait_for(lambda: "output_ended" in box.types("crashing"), "its last words are journaled")
-    who = rf"by uid {os.getuid()} \(\S+, pid P\)"
+    who = rf"by uid {os.getuid()} \({pwd.getpwuid(os.getuid()).pw_name}, \S+, pid P\)"
     assert why(box, "crashing") == [
         "crashing is Failed since TIME",
         "  because it exited with code 3 (run 1) (event N, TIME)",

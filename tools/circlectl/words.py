@@ -186,8 +186,8 @@ def _value(value: str | float) -> str:
 
 
 def _by(actor: Record) -> str:
-    program = actor.get("program")
-    return f"by uid {actor['uid']}" + (f" ({escaped(program)})" if program else "")
+    details = ", ".join(escaped(each) for key in ("user", "program") if (each := actor.get(key)))
+    return f"by uid {actor['uid']}" + (f" ({details})" if details else "")
 
 
 def command_line(arguments: Iterable[str]) -> str:
