@@ -9,6 +9,8 @@ import msgspec
 
 OURS = "registry"
 FLOOR = "floor"
+KEEPING_FLOOR = "floor, gated and durable"
+"""The floor of who promises what we promise: nothing executes before it is on the disk."""
 OK, NOT, UNKNOWN = "ok", "NOT", "not measured"
 
 

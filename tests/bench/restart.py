@@ -11,9 +11,9 @@ from pathlib import Path
 
 from tests.bench import processes
 from tests.bench.client import LIST, Client
-from tests.bench.figures import FLOOR, OURS
+from tests.bench.figures import FLOOR, KEEPING_FLOOR, OURS
 from tests.bench.life import Bench, Life, noted
-from tests.bench.supervisors import Registry, Supervisor
+from tests.bench.supervisors import Floor, Registry, Supervisor
 
 NAME = "restart"
 QUIET = "restart latency"
@@ -31,6 +31,8 @@ def run(bench: Bench) -> None:
         bench.told(f"restart: {supervisor.name}")
         with noted(bench, f"restart: {supervisor.name}"):
             measure(bench, supervisor)
+    with noted(bench, f"restart: {KEEPING_FLOOR}"):
+        measure(bench, Floor(bench.floor, keeps=True))
     bench.told("restart: registry, under load")
     with noted(bench, "restart: registry, under load"):
         _under_load(bench)

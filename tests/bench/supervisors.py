@@ -15,7 +15,7 @@ from typing import NamedTuple
 import registry
 from tests.bench import processes
 from tests.bench.client import Client
-from tests.bench.figures import FLOOR, OURS
+from tests.bench.figures import FLOOR, KEEPING_FLOOR, OURS
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST, DEFAULT = "fast", "default"
@@ -183,24 +183,28 @@ class Registry(Supervisor):
 
 
 class Floor(Supervisor):
-    """A loop of pidfd, vfork and exec in C: what the kernel alone costs."""
+    """A loop of pidfd, vfork and exec in C: what the kernel alone costs; if it `keeps`, with gate and commit."""
 
     name = FLOOR
 
-    def __init__(self, program: Path | None) -> None:
+    def __init__(self, program: Path | None, *, keeps: bool = False) -> None:
         super().__init__()
         self._program = program
+        self._keeps = keeps
         self._arguments: list[str] = []
+        if keeps:
+            self.name = KEEPING_FLOOR
 
     def trouble(self) -> str | None:
         return None if self._program else "no C compiler (cc)"
 
     def version(self) -> str:
-        return "pidfd, vfork, exec in C"
+        return "pidfd, vfork, exec in C" + (", a gate, two pages synced" if self._keeps else "")
 
     def prepare(self, services: list[Service], profile: str) -> None:
         _name, (program, _service, address, *_mode), _keys = services[0]
-        self._arguments = [str(len(services)), program, address]
+        kept = [str(self.folder / "journal")] if self._keeps else []
+        self._arguments = [str(len(services)), program, address, *kept]
 
     def command(self) -> list[str]:
         return [str(self._program), *self._arguments]

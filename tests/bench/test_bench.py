@@ -145,7 +145,8 @@ def test_a_run_measures_says_what_is_left_out_and_leaves_nothing(short_dir: Path
     )
     assert done.returncode == 0, done.stderr
     measured = figures.read(told)
-    assert {figure.who for figure in measured.whom("restart latency")} == {OURS, "floor"}
+    whose = {figure.who for figure in measured.whom("restart latency")}
+    assert whose == {OURS, figures.FLOOR, figures.KEEPING_FLOOR}
     assert all(0 < figure.least <= figure.p50 <= figure.most for figure in measured.figures)
     assert measured.skipped == ["dinit: not on PATH nor in DINIT_BIN"]
     assert [each.name for each in measured.bounds] == [
