@@ -266,7 +266,7 @@ class _Wire(asyncio.Transport):
     """What the connection writes to: a client that takes everything at once."""
 
     def __init__(self) -> None:
-        super().__init__({"socket": SimpleNamespace(fileno=lambda: -1)})
+        super().__init__({"socket": SimpleNamespace(fileno=lambda: -1, setsockopt=lambda *_: None)})
         self.sent = bytearray()
         self.closed = False
         self.paused = False
