@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import shutil
 import signal
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +36,7 @@ FOLDED = "events folded a second"
 DURABLE_BOUND, FOLD_BOUND = 50_000, 1_000_000
 START_BOUND_S, BLOCKED_BOUND_MS = 1.0, 5.0
 START_BOUND_EVENTS = 10_000_000
+THEN, THEN_BOUND_S, MOMENTS = "all services as of one of {} events", 1.0, 20
 START_S, END_S = 900.0, 120.0
 FOLD_EVENTS_MAX = 200_000
 ROUNDS = 7
@@ -200,22 +203,43 @@ def started(bench: Bench, events: int) -> Starts:
     try:
         bare_s = _life_s(registry, signal.SIGTERM)
         orderly_s = _life_s(registry, signal.SIGKILL)
-        return Starts(written, bare_s, orderly_s, _life_s(registry, signal.SIGTERM))
+        killed_s = _life_s(
+            registry, signal.SIGTERM, lambda: _ask_of_then(bench, registry, events, written)
+        )
+        return Starts(written, bare_s, orderly_s, killed_s)
     finally:
         shutil.rmtree(registry.folder)  # it may be gigabytes
 
 
-def _life_s(registry: Registry, end: int) -> float:
-    """Seconds to the first answer; then the daemon is ended by a signal."""
+def _life_s(registry: Registry, end: int, then: Callable[[], None] = lambda: None) -> float:
+    """Seconds to the first answer; then the daemon is ended by a signal, after what is to be done `then`."""
     began = time.monotonic()
     registry.start()
     assert registry.process is not None
     try:
         _first_answer(registry)
-        return time.monotonic() - began
+        taken_s = time.monotonic() - began
+        then()
+        return taken_s
     finally:
         registry.process.send_signal(end)
         registry.process.wait(END_S)
+
+
+def _ask_of_then(bench: Bench, registry: Registry, events: int, written: int) -> None:
+    """All services as they were after events here and there, up to right before a snapshot."""
+    client, chance, taken = Client(str(registry.socket)), random.Random(events), []
+    for _ in range(MOMENTS):
+        asked = (
+            f'{{"action":"list_services","at":"seq:{chance.randrange(written // 2, written)}"}}\n'
+        )
+        began = time.monotonic()
+        answer = client.ask(asked.encode())
+        taken.append(time.monotonic() - began)
+        if not answer.startswith(b'{"ok":true'):
+            raise ValueError(answer.decode())
+    client.close()
+    bench.results.add(NAME, THEN.format(f"{events:,}"), OURS, "s", taken, "after random ones")
 
 
 def _first_answer(registry: Registry) -> None:
@@ -259,3 +283,6 @@ def _judge_start(bench: Bench) -> None:
     why = "" if figure else "this scale has no journal of that length"
     measured = figure.most if figure else None
     bench.results.bound(NAME, name, measured, START_BOUND_S, "s", why=why)
+    then = THEN.format(f"{START_BOUND_EVENTS:,}")
+    figure = bench.results.find(then, OURS)
+    bench.results.bound(NAME, then, figure.most if figure else None, THEN_BOUND_S, "s", why=why)
