@@ -152,6 +152,7 @@ class Registry(Supervisor):
             policy = '{ policy = "Always", delay = 0, delay_max = 0 }'
         head = (
             f'[registry]\nsocket = "{self.socket}"\n[journal]\npath = "{self.journal}"\n'
+            'max_size = "unlimited"\n'
             f"[defaults]\nlogs = {str(self._logs).lower()}\nrestart = {policy}\n{self._head}\n"
         )
         sections = [
