@@ -50,8 +50,11 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self._parts = open_all(path)[::-1]
-        inodes = {part.inode for part in self._parts}
-        self._indexes = [_index_of(str(path), part, inodes) for part in self._parts]
+        owners = _Owners(
+            {part.inode for part in self._parts},
+            {part.inode for part in self._parts if not part.is_plain},
+        )
+        self._indexes = [_index_of(str(path), part, owners) for part in self._parts]
         self.is_by_name = any(index is not None and index.is_by_name for index in self._indexes)
         self.untimed = 0
 
@@ -125,19 +128,29 @@ class _Index(NamedTuple):
     is_by_name: bool
 
 
-def _index_of(log: str, part: Part, inodes: set[int | None]) -> _Index | None:
-    """The index that owns a file; else the one of its name, unless that is another's of these `inodes`."""
-    inode = part.inode
-    owners = {
+class _Owners(NamedTuple):
+    """The inodes by which the files of a log are known, and those that compressed ones had when they were plain."""
+
+    inodes: set[int | None]
+    former: set[int | None]
+
+
+def _index_of(log: str, part: Part, owners: _Owners) -> _Index | None:
+    """The index that owns a file; else the one of its name, unless that is another's of these files.
+
+    The inode that a compressed file had is free: a plain one that has it in a copy owns no other's index for that.
+    """
+    inode, named = part.inode, index_path(log, part.number)
+    found = {
         path: owner(path)
         for number in (part.number, part.number + 1, part.number - 1)
         if number >= 0 and (path := index_path(log, number))
     }
-    for path, whose in owners.items():
-        if whose is not None and whose == inode:
+    is_chance = part.is_plain and inode in owners.former
+    for path, whose in found.items():
+        if whose is not None and whose == inode and (path == named or not is_chance):
             return _Index(path, is_by_name=False)
-    named = index_path(log, part.number)
-    if owners[named] is None or owners[named] in inodes:
+    if found[named] is None or found[named] in owners.inodes:
         return None
     return _Index(named, is_by_name=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
 import tracemalloc
 from pathlib import Path
@@ -65,6 +66,22 @@ def test_a_copied_folder_says_the_same_and_that_its_indexes_go_by_their_names(
     assert (there.is_by_name, copied.is_by_name) == (False, True)
     there.close()
     copied.close()
+
+
+def test_a_copied_file_that_got_the_inode_of_one_compressed_before_has_its_own_index(
+    folder: Path, tmp_path: Path
+) -> None:
+    """The kernel gives a free inode to the next file: mostly the copy of the first plain one."""
+    copy = Path(shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile))
+    inode = struct.pack("<Q", (copy / "web.log.1").stat().st_ino)
+    for path, offset in (
+        (copy / "web.log.2.gz", 16),
+        (Path(index_path(str(copy / "web.log"), 2)), 16),
+    ):
+        data = bytearray(path.read_bytes())
+        data[offset : offset + 8] = inode
+        path.write_bytes(data)
+    assert lines(copy) == lines(folder)
 
 
 def test_a_time_chooses_lines(folder: Path) -> None:
