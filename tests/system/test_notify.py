@@ -424,8 +424,9 @@ def test_a_script_says_it_by_systemd_notify_which_has_ended_before_it_counts(box
         f'start_timeout = "8s"\n{user}'
     )
     box.start()
-    pid = box.wait_status("speaker", "Starting")["pid"]
-    assert box.wait_status("speaker", "Running")["pid"] == pid
+    record = box.wait_status("speaker", "Running")
+    pid = record["pid"]
+    assert (record["run"], record["restarts"]) == (1, 0)
     assert told(box)["status_text"] == "by a script"
     box.wait_for(lambda: b"sleep" in cmdline(pid), "systemd-notify did not wait for long")
 
