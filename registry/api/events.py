@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -72,7 +71,7 @@ class Events:
     def __init__(self, registry: Registry, journal: EventSource) -> None:
         self._registry = registry
         self._journal = journal
-        self._pages: OrderedDict[Any, _Page] = OrderedDict()
+        self._pages: dict[Any, _Page] = {}
         self._making = asyncio.Lock()
 
     async def answer(
@@ -181,7 +180,7 @@ class Events:
             if page is None or not (page.is_full or page.last >= self._last):
                 page = self._pages[what] = await self._new_page(seq, types, None)
                 if len(self._pages) > FOLLOWED_PAGES_KEPT:
-                    self._pages.popitem(last=False)
+                    del self._pages[next(iter(self._pages))]
         return page
 
     @property

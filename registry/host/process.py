@@ -8,6 +8,7 @@ their pidfd. A run is forgotten before its last observation is handed over, so t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
@@ -293,7 +294,10 @@ class Runner:
         process = self._by_number.get(pid)
         stat = self._groups.stat(pid) if process is not None else None
         if process is None and self._capabilities.proc:
-            process = self._by_number.get(os.getsid(pid))
+            with contextlib.suppress(
+                OSError
+            ):  # it is to be reaped, whatever a security module says
+                process = self._by_number.get(os.getsid(pid))
         if process is not None:
             self.before_reap(process.service)
         return stat
