@@ -42,6 +42,7 @@ from registry.core.service import Service
 from registry.host.capabilities import Capabilities, become_subreaper, detect
 from registry.host.clock import Clock
 from registry.host.health import Attempt, Prober
+from registry.host.heap import Heap
 from registry.host.hooks import Hook, Hooks
 from registry.host.launch import Launch, LaunchError
 from registry.host.machine import Machine, phase
@@ -69,7 +70,7 @@ EX_ESSENTIAL = 10
 HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """The signals that the daemon does something at."""
 THREADS_MAX = 2
-"""Threads that read logs and configuration: each keeps what it once needed of memory, some 20 MB."""
+"""Threads that read logs and configuration."""
 _CHECK_S = 30.0
 HOOKS_S = 5.0
 """How long hooks that run may take at the end."""
@@ -109,6 +110,7 @@ class Daemon:
         self._systemd = systemd
         self._files_max = files_max
         self._watches = watches
+        self._heap = Heap()
         self._told = 0
         self._notes = 0
         self._is_stopping = False
@@ -125,6 +127,7 @@ class Daemon:
         self._applying = asyncio.Event()
         loop.add_signal_handler(signal.SIGHUP, self._applying.set)
         async with AsyncExitStack() as stack:
+            stack.callback(self._heap.close)
             await self._build(stack)
             # not before: the journal's threads, which outlive our handlers a little, are to block them for good
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
@@ -375,6 +378,7 @@ class Daemon:
                 **JournalHandlers(self._registry, self._retention, journal.path).table(),
             },
             self._access,
+            on_lost=self._heap.was_used,
         )
         if self._listener is not None:
             self._server.take_over(self._listener)
@@ -472,6 +476,7 @@ class Daemon:
             await self._tell_new()
             await self._journal.keep_snapshot(self._registry.committed)
             self._retention.grew()
+            self._heap.was_used()
             await self._registry.next_commit()
 
     async def _tell_new(self) -> None:

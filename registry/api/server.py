@@ -18,7 +18,7 @@ import select
 import socket
 import sys
 import termios
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -62,7 +62,8 @@ class Limits(msgspec.Struct, frozen=True):
 class Server:
     """A control socket at `path`, from `start` to `close`.
 
-    `mode` and `group` are those of the socket file; `group` is a name or a number as text.
+    `mode` and `group` are those of the socket file; `group` is a name or a number as text. `on_lost` is called
+    when a client has gone.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Server:
         handlers: Mapping[str, Handler],
         access: Access,
         limits: Limits | None = None,
+        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self.limits = limits or Limits()
         self.dispatcher = Dispatcher(actions, handlers, access)
@@ -82,6 +84,7 @@ class Server:
         self._group = group
         self._listener: socket.socket | None = None
         self._inode: tuple[int, int] | None = None
+        self._on_lost = on_lost
         self._connections: set[_Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._hangups = _Hangups()
@@ -145,6 +148,7 @@ class Server:
         self._connections.discard(connection)
         self._hangups.unwatch(connection.fileno())
         self._note_empty()
+        self._on_lost()
 
     def half_closed(self, connection: _Connection) -> None:
         """Abort `connection`, which sends no more, as soon as it does not read either."""
