@@ -29,12 +29,24 @@ a second one hurries. SIGHUP takes the configuration up anew, as circlectl apply
 
 def main() -> None:
     """Run the registry, or only validate its configuration."""
+    _import_asyncio_without_tls()
     options = _parser().parse_args()
     try:
         status = _run(options)
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)
+
+
+def _import_asyncio_without_tls() -> None:
+    """asyncio imports OpenSSL if it can, some 5 MB; nobody here has TLS by it (`host/tls.py`)."""
+    if "ssl" in sys.modules:
+        return
+    sys.modules["ssl"] = None  # type: ignore[assignment]
+    try:
+        import asyncio  # noqa: F401
+    finally:
+        del sys.modules["ssl"]
 
 
 def _parser() -> argparse.ArgumentParser:

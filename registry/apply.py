@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
-from hashlib import blake2b
 
 import msgspec
 
@@ -23,6 +22,7 @@ from registry.config import (
 from registry.core import inputs as inp
 from registry.core.definition import Definition
 from registry.core.dependencies import Graph
+from registry.core.digest import blake2b
 from registry.core.events import Actor
 from registry.core.lifecycle import Reason
 from registry.questions.plan import Plan, plan

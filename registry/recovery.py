@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -90,7 +89,7 @@ class Beginning:
     def _goes_on_from(self, before: house.Writer | None) -> None:
         self._copied = self._original_of(before)
         goes_on = before is not None and self._copied is None
-        self.journal_id = before.journal_id if before and goes_on else secrets.token_hex(8)
+        self.journal_id = before.journal_id if before and goes_on else os.urandom(8).hex()
         self.same_boot = goes_on and _is_of_this_boot(before)
 
     def _original_of(self, writer: house.Writer | None) -> str | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from enum import StrEnum
-from hashlib import blake2b
 from pathlib import Path
 
 import msgspec
@@ -22,6 +21,7 @@ from registry.config.lines import Place
 from registry.config.section import Item, Section
 from registry.config.services import read_defaults, read_services
 from registry.core.definition import Definition
+from registry.core.digest import blake2b
 
 LOCAL_FILE = Path("etc/services.toml")
 SYSTEM_FILE = Path("/etc/circleosd/services.toml")

@@ -6,9 +6,8 @@ that was Running for FORGIVEN_AFTER_S ends the row.
 
 from __future__ import annotations
 
-from hashlib import blake2b
-
 from registry.core.definition import Policy, Restart
+from registry.core.digest import blake2b
 
 FORGIVEN_AFTER_S = 30.0
 JITTER_MAX = 0.1

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -85,6 +84,8 @@ class Commands:
     def _spawn_reading(self, launch: Launch, stdin: bytes | None, output: str) -> Gated:
         if stdin is None:
             return self._spawn(launch, None, output)
+        import tempfile  # here as elsewhere: with it come compressors and more, 1 MB
+
         try:
             # a file, not a pipe: a command that does not read must not make us wait
             with tempfile.TemporaryFile(dir=self._folder, buffering=0) as file:

@@ -23,9 +23,7 @@ import re
 import shlex
 import signal
 import socket
-import ssl
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import msgspec
 
@@ -154,12 +152,10 @@ def _http_unix_place(place: str) -> tuple[str, str]:
 
 async def _connect_tcp(host: str, port: int) -> str | None:
     """Connects, says nothing, and takes leave with a FIN."""
-    _, writer = await http_probe.connect(host, port)
-    # Where nobody listens on a port that the kernel also gives to clients, it may give us that very
-    # port: then we are connected with ourselves (RFC 9293, section 3.5, simultaneous open).
-    itself = writer.get_extra_info("sockname") == writer.get_extra_info("peername")
-    writer.close()
-    return "connection refused" if itself else None
+    with await http_probe.connected(host, port) as client:
+        # Where nobody listens on a port that the kernel also gives to clients, it may give us that very
+        # port: then we are connected with ourselves (RFC 9293, section 3.5, simultaneous open).
+        return "connection refused" if client.getsockname() == client.getpeername() else None
 
 
 @functools.lru_cache(maxsize=4_096)
@@ -183,10 +179,6 @@ def _exit_fault(code: int) -> str | None:
 def _clause(failure: OSError, timeout_s: float) -> str:
     """An OSError in a few words, none of them the service's own."""
     match failure:
-        case ssl.SSLCertVerificationError():
-            return f"certificate refused: {failure.verify_message.rstrip('.')}"
-        case ssl.SSLError():
-            return f"TLS failed: {(failure.reason or 'protocol error').replace('_', ' ').lower()}"
         case socket.gaierror():
             return f"name not resolved: {failure.strerror}"
         case TimeoutError(errno=None):
@@ -459,8 +451,7 @@ def _wake(waiting: asyncio.Future[None]) -> None:
         waiting.set_result(None)
 
 
-@dataclass(slots=True)
-class _Asked:
+class _Asked(msgspec.Struct, eq=False):
     """A check that asks: when next, and how long after a failure while it has never succeeded."""
 
     check: Check

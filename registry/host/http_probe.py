@@ -13,7 +13,6 @@ import functools
 import http
 import ipaddress
 import socket
-import ssl
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
@@ -33,26 +32,25 @@ async def get(url: str, through: socket.socket | None = None) -> str | None:
     """None when `url` answers as it should, else one short clause.
 
     Asks `through` that socket, which is connected and gets closed, instead of the host in `url`.
-    Raises OSError where no answer can be had (ssl.SSLError and socket.gaierror are of its kind),
+    Raises OSError where no answer can be had (socket.gaierror is of its kind),
     and ValueError where `url` is not one. Waits as long as the service does.
     """
     request = _request(url)
-    if request.tls:
-        return await _get_by_tls(request)
     loop = asyncio.get_running_loop()
     # a bare socket: a stream and its transport take twice the time of the whole question
-    with through or await _plainly_connected(request.host, request.port) as client:
+    with through or await connected(request.host, request.port) as client:
+        if request.tls:
+            return await _get_by_tls(client, request)
         await loop.sock_sendall(client, request.head)
         return await _fault(functools.partial(loop.sock_recv, client, _READ_BYTES))
 
 
-async def _get_by_tls(request: _Request) -> str | None:
-    reader, writer = await connect(request.host, request.port, tls=True)
-    try:
-        writer.write(request.head)
-        return await _fault(functools.partial(reader.read, _READ_BYTES))
-    finally:
-        writer.transport.abort()  # close() would wait for a TLS peer's goodbye
+async def _get_by_tls(client: socket.socket, request: _Request) -> str | None:
+    from registry.host.tls import Tls
+
+    async with Tls(client, request.host) as tls:
+        await tls.send(request.head)
+        return await _fault(functools.partial(tls.receive, _READ_BYTES))
 
 
 class _Request(msgspec.Struct, frozen=True):
@@ -88,29 +86,11 @@ def _request(url: str) -> _Request:
     )
 
 
-async def connect(
-    host: str, port: int, *, tls: bool = False
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connected(host: str, port: int) -> socket.socket:
     """A connection to the first address of `host` that takes one; raises OSError when none does.
 
     A number and localhost need no resolver. Waits as long as resolver and host do.
     """
-    first_error: OSError | None = None
-    for address in _known_addresses(host) or await _looked_up(host):
-        try:
-            return await asyncio.open_connection(
-                address,
-                port,
-                ssl=_tls_context() if tls else None,
-                server_hostname=host if tls else None,
-            )
-        except OSError as error:
-            first_error = first_error or error
-    raise first_error or OSError(f"no address of {host}")
-
-
-async def _plainly_connected(host: str, port: int) -> socket.socket:
-    """The same as a socket. Raises OSError."""
     loop = asyncio.get_running_loop()
     first_error: OSError | None = None
     for address in _known_addresses(host) or await _looked_up(host):
@@ -139,11 +119,6 @@ def _known_addresses(host: str) -> tuple[str, ...]:
     except ValueError:
         return ()
     return (host,)
-
-
-@functools.cache
-def _tls_context() -> ssl.SSLContext:
-    return ssl.create_default_context()  # some 20 ms: once
 
 
 _lookups: dict[str, Future[tuple[str, ...]]] = {}

@@ -11,12 +11,12 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
-from hashlib import blake2b
 from typing import Any
 
 import msgspec
 
 from registry.core.definition import Check, Definition, Ready, Reload
+from registry.core.digest import blake2b
 from registry.core.duties import StopDuty
 from registry.core.inputs import (
     GateOpened,

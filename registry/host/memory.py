@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 LOOK_EVERY_S = 5.0
 
@@ -87,8 +88,7 @@ class MemoryWatch:
         watched.was_beyond = is_beyond
 
 
-@dataclass(slots=True)
-class _Watched:
+class _Watched(msgspec.Struct, eq=False):
     """A run, when to look at it next (the loop's time), and what the last look gave."""
 
     service: str

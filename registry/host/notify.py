@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import hashlib
 import logging
 import os
 import pwd
@@ -29,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from registry.core.digest import blake2b
 
 NOTICE_MAX = 4096
 """Bytes of a datagram that are understood (systemd's NOTIFY_BUFFER_MAX); a longer one is ignored."""
@@ -304,7 +305,7 @@ class Notices:
 
     def _path(self, service: str) -> str:
         # no service's name begins with a dot
-        short = "." + hashlib.blake2b(service.encode(), digest_size=8).hexdigest()
+        short = "." + blake2b(service.encode(), digest_size=8).hexdigest()
         for name in (service, short):
             path = str(self._folder / name)
             if len(os.fsencode(path)) <= _PATH_MAX:

@@ -9,10 +9,10 @@ the chain, `journal_compacted`, repeats its digest.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import blake2b
 
 import msgspec
 
+from registry.core.digest import blake2b
 from registry.core.projection import Projection
 from registry.journal.errors import JournalDamaged
 from registry.journal.rows import Row

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import tempfile
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -44,6 +43,8 @@ def export(
 
     It goes on to the event that records what the journal begins with: without it nobody could verify that.
     """
+    import tempfile
+
     if os.path.lexists(target):
         raise JournalError(f"{target} exists already; name a file that does not")
     try:

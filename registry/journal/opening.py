@@ -7,10 +7,8 @@ immutable=1, which leaves the -wal out. Whatever SQLite complains of is a Journa
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 import stat
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +66,8 @@ def _open_in_place(path: Path) -> Connection | None:
 
 def _open_copy(path: Path) -> Connection:
     """A connection to a copy; once SQLite has it open, the copy needs no name any more."""
+    import tempfile
+
     try:
         with tempfile.TemporaryDirectory(prefix="circle-replay-") as folder:
             copy = Path(folder) / "journal.db"
@@ -106,6 +106,8 @@ def _copy_whole(path: Path, copy: Path) -> None:
 
 
 def _copy_or_remove(source: Path, copy: Path) -> None:
+    import shutil
+
     try:
         shutil.copyfile(source, copy)
     except FileNotFoundError:

@@ -6,12 +6,12 @@ hash = BLAKE2b-160 of the previous row's hash and every other column of this one
 from __future__ import annotations
 
 from collections.abc import Iterable
-from hashlib import blake2b
 from types import NoneType
 from typing import Any
 
 import msgspec
 
+from registry.core.digest import blake2b
 from registry.core.events import TYPES, Actor, Event, Record
 from registry.journal.errors import JournalDamaged, JournalError
 

@@ -24,8 +24,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from registry.core.definition import Check
-from registry.host import http_probe
 from registry.host.health import Attempt, Prober, RunCommand, Shortage, attempt
+from registry.host.tls import context as tls_context
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -416,31 +416,26 @@ async def test_a_port_nobody_listens_on_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "address", "port", "tls"),
+    ("url", "address", "port"),
     [
-        ("http://127.0.0.1/", "127.0.0.1", 80, False),
-        ("https://127.0.0.1/", "127.0.0.1", 443, True),
-        ("http://[::1]?q", "::1", 80, False),
-        ("https://[::1]:8443", "::1", 8443, True),
+        ("http://127.0.0.1/", "127.0.0.1", 80),
+        ("https://127.0.0.1/", "127.0.0.1", 443),
+        ("http://[::1]?q", "::1", 80),
+        ("https://[::1]:8443", "::1", 8443),
     ],
 )
 async def test_a_url_says_where_to_connect(
-    monkeypatch: pytest.MonkeyPatch, url: str, address: str, port: int, tls: bool
+    monkeypatch: pytest.MonkeyPatch, url: str, address: str, port: int
 ) -> None:
     places = []
 
-    async def open_connection(host: str, port: int, **more: Any) -> None:
-        places.append((host, port, more["ssl"] is not None))
-        raise ConnectionRefusedError(errno.ECONNREFUSED, "")
-
     async def sock_connect(_client: Any, place: tuple[str, int]) -> None:
-        places.append((*place, False))
+        places.append(place)
         raise ConnectionRefusedError(errno.ECONNREFUSED, "")
 
-    monkeypatch.setattr(asyncio, "open_connection", open_connection)
     monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", sock_connect)
     assert (await asked(url)).error == "connection refused"
-    assert places == [(address, port, tls)]
+    assert places == [(address, port)]
 
 
 async def test_an_ipv6_literal_is_asked_with_its_brackets() -> None:
@@ -558,9 +553,9 @@ def server_tls(certificate: Path) -> ssl.SSLContext:
 @pytest.fixture
 def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    http_probe._tls_context.cache_clear()
+    tls_context.cache_clear()
     yield
-    http_probe._tls_context.cache_clear()
+    tls_context.cache_clear()
 
 
 async def test_https_with_a_trusted_certificate_is_ok(

@@ -6,6 +6,7 @@ import os
 import pwd
 import stat
 import time
+from pathlib import Path
 
 import pytest
 
@@ -365,3 +366,21 @@ def test_the_socket_is_for_its_owner_alone_unless_the_file_says_otherwise(box):
     box.configure('[[service]]\nname = "a"\ncmd = ["sleep", "1000"]')
     box.start()
     assert stat.S_IMODE(box.socket.stat().st_mode) == 0o600
+
+
+def test_tls_is_loaded_where_a_check_asks_by_it_and_nowhere_else(box):
+    def has_tls() -> bool:
+        return "libssl" in Path(f"/proc/{pid}/maps").read_text()
+
+    plain = http_service(box)
+    box.configure(plain)
+    pid = box.start()
+    box.wait_status("web", "Running", health="healthy")
+    assert not has_tls()
+    box.configure(plain.replace("http://", "https://"))
+    box.data("apply")
+    box.wait_for(
+        lambda: box.data("health")[0]["checks"][0]["error"] == "TLS failed: wrong version number",
+        "it asks by TLS",
+    )
+    assert has_tls()
