@@ -265,7 +265,7 @@ class Soak:
             f"{each['name']} {each['status']} {each['health']}"
             for each in records
             if (each["name"] in steady) != (each["status"] == "Running")
-            or each["status"] not in ("Running", "Stopped")
+            or not _is_at_rest(each)
             or each["health"] not in (None, "healthy", "unknown")
         ]
 
@@ -316,6 +316,12 @@ class Soak:
         with closing(open_for_reading(self._fleet.journal)) as journal:
             if (trouble := verify(journal).trouble) is not None:
                 ill.append(f"The journal is whole: {trouble}")
+
+
+def _is_at_rest(record: dict[str, Any]) -> bool:
+    """Also one that ended by itself while its stop waited for its dependents': it is Failed, and to be down."""
+    has_failed = record["status"] == "Failed" and record["wanted"] == "down"
+    return has_failed or record["status"] in ("Running", "Stopped")
 
 
 def _take(due: list[float], gone: float) -> bool:
