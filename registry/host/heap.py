@@ -14,16 +14,19 @@ CALM_S = 2.0
 _M_ARENA_MAX = -8  # malloc.h of glibc
 
 
+def share() -> None:
+    """Let all threads use one heap: Python lets one of them run at a time anyway. Before the first of them begins."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(_M_ARENA_MAX, 1)
+
+
 class Heap:
     """This process's. `was_used` is for whoever has let go of memory."""
 
     def __init__(self) -> None:
-        """Before threads begin: they all use one heap. Python lets one of them run at a time anyway."""
-        library = ctypes.CDLL(None)
-        self._trim = getattr(library, "malloc_trim", None)
+        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         self._timer: asyncio.TimerHandle | None = None
-        if self._trim is not None:
-            library.mallopt(_M_ARENA_MAX, 1)
 
     def was_used(self) -> None:
         """Something was done: look in a little while for what is free since."""
