@@ -33,14 +33,15 @@ class Projection(msgspec.Struct):
 
     def fold(self, records: Iterable[ev.Record]) -> None:
         """Take in further records, in order. An event that nobody knows is an error, not a gap."""
-        services = self.services
+        services, removed, seq = self.services, ev.Removed, self.seq
         for record in records:
             service = services.get(record.service or "")
-            if service is None or type(record.event) is ev.Removed:
+            if service is None or type(record.event) is removed:
                 self._fold_one(record)
             else:  # all but a few
                 evolve(service, record)
-            self.seq = record.seq
+            seq = record.seq
+        self.seq = seq
 
     def _fold_one(self, record: ev.Record) -> None:
         event = record.event

@@ -19,6 +19,7 @@ from registry.core.lifecycle import Reason, State
 # the fold looks at states ten times an event, and a global is found in a fraction of what a member of an Enum takes
 _STOPPED, _STARTING, _RUNNING = State.STOPPED, State.STARTING, State.RUNNING
 _STOPPING, _RESTARTING = State.STOPPING, State.RESTARTING
+_COMPLETED, _NEVER_RAN = Reason.COMPLETED, Reason.NEVER_RAN
 
 UP = frozenset({State.STARTING, State.RUNNING})
 HAS_RUN = UP | {State.STOPPING}
@@ -129,14 +130,15 @@ def stop_due_ns(service: Service, since_ns: int) -> int:
 def evolve(service: Service, record: ev.Record) -> None:
     """Fold one committed fact into a service."""
     event = record.event
-    if isinstance(event, ev.Moved):
+    moves, follow = _STEPS[type(event)]
+    if moves:
         _enter(service, event, record)
-    follow = _FOLDS.get(type(event))
     if follow is not None:
         follow(service, event, record)
 
 
-def _enter(service: Service, event: ev.Moved, record: ev.Record) -> None:
+def _enter(service: Service, event: Any, record: ev.Record) -> None:
+    """What every move does. Here a look takes a fifth of what setting a field does, which is seldom needed."""
     source, dest = event.source, event.dest
     if dest is not source or service.since_ns == 0:
         service.since_ns = record.at_ns
@@ -145,12 +147,12 @@ def _enter(service: Service, event: ev.Moved, record: ev.Record) -> None:
         service.extended_ns = 0  # more time to start is not more time to stop
     elif source is _RUNNING is not dest and service.running_ns is not None:
         service.ran_ns = record.mono_ns - service.running_ns
-    if dest not in HAS_RUN:
+    if source in HAS_RUN and dest not in HAS_RUN:
         service.pid = service.start_time = service.bound = None
         service.run_definition, service.requests = None, ()
-    if dest is not _RESTARTING:
+    elif source is _RESTARTING is not dest:
         service.restart_due_ns = service.restart_at_ns = None
-    if dest is _STOPPED and event.reason is Reason.COMPLETED:
+    if dest is _STOPPED and event.reason is _COMPLETED:
         service.completed = True
     service.state = dest
     service.reason = event.reason
@@ -308,14 +310,15 @@ def _lost(service: Service, event: Any, record: ev.Record) -> None:
 def _ended(
     service: Service, event: ev.Moved, record: ev.Record, exit_code: int | None, signal: int | None
 ) -> None:
-    code = exit_code if signal is None else -signal
-    clean = code in service.definition.success_exit_codes
-    why = end_reason(exit_code, signal, clean=clean)
-    reason = why if event.dest is _STOPPING else event.reason
+    reason = event.reason
+    if event.dest is _STOPPING:
+        service.pid = service.start_time = None
+        code = exit_code if signal is None else -signal
+        clean = code in service.definition.success_exit_codes
+        reason = end_reason(exit_code, signal, clean=clean)
+        if event.source is not _STOPPING:
+            _bind(service, _STOPPED if clean else State.FAILED, reason)
     service.last_exit = LastExit(service.run, record.at_ns, exit_code, signal, reason)
-    service.pid = service.start_time = None
-    if event.source is not _STOPPING and event.dest is _STOPPING:
-        _bind(service, _STOPPED if clean else State.FAILED, why)
 
 
 def end_reason(exit_code: int | None, signal: int | None, *, clean: bool) -> Reason:
@@ -328,7 +331,7 @@ def end_reason(exit_code: int | None, signal: int | None, *, clean: bool) -> Rea
 
 
 def _restart_scheduled(service: Service, event: Any, record: ev.Record) -> None:
-    charged = event.reason is not Reason.NEVER_RAN
+    charged = event.reason is not _NEVER_RAN
     service.attempt, service.ran_ns = event.attempt, 0
     service.restarts += charged
     service.restart_due_ns = event.due_ns
@@ -385,3 +388,6 @@ _FOLDS: dict[type[ev.Event], Callable[[Service, Any, ev.Record], None]] = {
     ev.Resynced: _resynced,
     ev.RegistryStarted: _registry_started,
 }
+
+_STEPS = {kind: (issubclass(kind, ev.Moved), _FOLDS.get(kind)) for kind in ev.TYPES.values()}
+"""For each kind of event whether it is a move, and what else it changes."""
