@@ -32,6 +32,8 @@ from registry.journal.schema import (
 
 _WAL_BYTES_KEPT = 16_777_216
 _NEVER_NS = 2**63 - 1
+_STEP = 100
+"""Events that are read at once: more would keep a commit waiting, which needs the interpreter, too."""
 _STATEMENTS_KEPT = 16
 """Those of many rows are large."""
 
@@ -230,28 +232,47 @@ class Journal:
         limit: int = 1000,
     ) -> list[Record]:
         """Records above `since`, oldest first; the last `-since` of them where it is negative."""
-        conditions: list[str] = ["seq > ?"]
-        values: list[int | str] = [max(since, 0)]
-        if self.anchor is not None and service is None:
-            values = [max(since, self.anchor.seq)]
-        elif self.anchor is not None:  # what is kept of before the first event counts, too
+        while True:
+            begun_with = self.anchor
+            records = await self._read(since, service, type, limit)
+            if self.anchor is begun_with:  # else some were removed meanwhile, it may be in between
+                return records
+
+    async def _read(
+        self, since: int, service: str | None, type: str | Sequence[str] | None, limit: int
+    ) -> list[Record]:
+        newest = since < 0
+        most = min(limit, -since) if newest else limit
+        at = _NEVER_NS if newest else max(since, self.first - 1 if service is None else 0)
+        conditions = ["seq < ?" if newest else "seq > ?"]
+        values: list[int | str] = []
+        if self.anchor is not None and service is not None:
+            # what is kept of before the first event counts, too
             conditions.append("(seq > ? OR seq IN (SELECT value FROM json_each(?)))")
             values += [self.anchor.seq, anchor.numbers(self.anchor.kept)]
+        elif self.anchor is not None and newest:
+            conditions.append("seq > ?")
+            values.append(self.anchor.seq)
         for column, wanted in (("service", service), ("type", type)):
             if wanted is not None:
                 some = [wanted] if isinstance(wanted, str) else wanted
                 conditions.append(f"{column} IN ({', '.join('?' * len(some))})")
                 values += some
-        newest = since < 0
-        rows = await self.ask(
-            f"{SELECT} WHERE {' AND '.join(conditions)} ORDER BY seq {'DESC' if newest else 'ASC'} LIMIT ?",
-            (*values, min(limit, -since) if newest else limit),
-        )
+        question = f"{SELECT} WHERE {' AND '.join(conditions)} ORDER BY seq {'DESC' if newest else 'ASC'} LIMIT ?"
+        records: list[Record] = []
+        while (left := most - len(records)) > 0:
+            rows = list(await self.ask(question, (at, *values, step := min(left, _STEP))))
+            records += self._converted(rows)
+            if len(rows) < step:
+                break
+            at = records[-1].seq
+        return records[::-1] if newest else records
+
+    def _converted(self, rows: Iterable[sqlite3.Row]) -> list[Record]:
         try:
-            records = [to_record(tuple(row)) for row in rows]
+            return [to_record(tuple(row)) for row in rows]
         except JournalError as error:
             raise error.__class__(f"the journal {self.path}: {error}") from None
-        return records[::-1] if newest else records
 
     async def ask(self, question: str, values: tuple[object, ...] = ()) -> Iterable[sqlite3.Row]:
         """What a question in SQL is answered, beside the writer. Raises JournalError, JournalDamaged."""
