@@ -1,8 +1,9 @@
-"""The gate: a shell that waits for one line before it becomes the service's program.
+"""The gate: a program that waits for one line before it becomes the service's program.
 
 Until the line comes nothing of the service has executed. If whoever holds the other end dies first, the
-pipe closes and the shell exits 111. The shell is spawned by a name of its own, GATE, so that the comm of
-a process that ended still tells whether it ever became something else.
+pipe closes and it exits 111. It is spawned by a name of its own, GATE, so that the comm of a process that
+ended still tells whether it ever became something else. It is the shell, or for what is asked for mostly, and
+where it can be executed, the native one (`native_gate.py`).
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from pathlib import Path
 import msgspec
 
 from registry.core.lifecycle import Reason
+from registry.host import native_gate
 from registry.host.launch import Launch, LaunchError
 
 GATE = "svc-gate"
-NEVER_RAN = 111
+NEVER_RAN = native_gate.NEVER_RAN
 _ONLY_GATE = frozenset((GATE,))
 _ENV = "/usr/bin/env"
 _ENV_STEP = os.path.basename(_ENV)
@@ -59,6 +61,7 @@ _FAILURES: dict[int, tuple[Reason, str]] = {
     126: (Reason.PROGRAM_NOT_EXECUTABLE, "the program could not be executed"),
     127: (Reason.EXEC_FAILED, "the program or its interpreter was not found"),
     200: (Reason.CWD_MISSING, "its folder could not be entered"),
+    208: (Reason.EXEC_FAILED, "/dev/null, its standard input, could not be opened"),
 }
 _NO_PRIVILEGES = (
     Reason.NOT_PERMITTED,
@@ -83,24 +86,33 @@ class Gated(msgspec.Struct, frozen=True):
     steps: frozenset[str]
 
 
-def prepare(folder: Path) -> str:
-    """Make the gate's own name for the shell in `folder`; its path."""
+class Gates(msgspec.Struct, frozen=True):
+    """The paths of both; `native` is None where it cannot be had."""
+
+    shell: str
+    native: str | None = None
+
+
+def prepare(folder: Path, *, native: bool = True) -> Gates:
+    """Make the gate's own name for the shell in `folder`, and have the native one there, too, where it may be used."""
     path = folder / GATE
     if not path.is_symlink() or os.readlink(path) != "/bin/sh":
         path.unlink(missing_ok=True)
         path.symlink_to("/bin/sh")
-    return str(path)
+    return Gates(str(path), native_gate.prepare(folder, GATE) if native else None)
 
 
 def spawn(
-    shell: str, launch: Launch, setpriv: str | None, output: str, stdin: int | None = None
+    gates: Gates, launch: Launch, setpriv: str | None, output: str, stdin: int | None = None
 ) -> Gated:
     """Spawn `launch` behind a gate, its output opened read-write at the path `output`.
 
     A `stdin` is the program's instead of /dev/null; with it there are no `descriptors`. Raises LaunchError:
     with NO_RESOURCES where trying again later may help.
     """
-    argv, environment = _command(launch, setpriv, counts_levels=_is_bash(shell))
+    program, argv, environment, steps = _at_gate(
+        gates, launch, setpriv, has_input=stdin is not None
+    )
     ours: list[int] = []
     try:
         read_end, write_end = os.pipe()
@@ -108,8 +120,8 @@ def spawn(
         try:
             placed = _above(launch.descriptors if stdin is None else (stdin,), ours)
             pid = os.posix_spawn(
-                shell,
-                ["sh", "-c", _SCRIPT, GATE, *_words(launch, has_input=stdin is not None), *argv],
+                program,
+                argv,
                 environment,
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, read_end, 0),
@@ -121,6 +133,8 @@ def spawn(
                 setsigmask=(),
                 setsigdef=_SIGNALS,
             )
+            if program == gates.native:  # a shell does that itself
+                _limit_files(pid, launch)
         except BaseException:
             os.close(write_end)
             raise
@@ -129,7 +143,7 @@ def spawn(
     finally:
         for descriptor in ours:
             os.close(descriptor)
-    return Gated(pid, write_end, _steps(launch, argv, setpriv))
+    return Gated(pid, write_end, steps)
 
 
 def _above(descriptors: tuple[int, ...], ours: list[int]) -> list[int]:
@@ -142,12 +156,41 @@ def _above(descriptors: tuple[int, ...], ours: list[int]) -> list[int]:
     return placed
 
 
+def _at_gate(
+    gates: Gates, launch: Launch, setpriv: str | None, *, has_input: bool
+) -> tuple[str, list[str], dict[str, str], frozenset[str]]:
+    """The program that waits, its arguments and environment, and the names that the process goes by."""
+    if gates.native is not None and not has_input and not launch.own_pid:
+        argv = [*_before(launch, setpriv, {}), *launch.argv]
+        words = [GATE, *native_gate.words(launch.umask, launch.cwd, argv)]
+        return gates.native, words, launch.env, _steps(launch, argv, setpriv)
+    odd = {name: value for name, value in launch.env.items() if not _is_plain(name)}
+    plain = {name: value for name, value in launch.env.items() if name not in odd}
+    before = _before(launch, setpriv, odd, counts_levels=_is_bash(gates.shell))
+    argv = [*before, *launch.argv]
+    words = ["sh", "-c", _SCRIPT, GATE, *_words(launch, has_input=has_input), *argv]
+    return gates.shell, words, plain, _steps(launch, argv, setpriv)
+
+
 def _words(launch: Launch, *, has_input: bool) -> list[str]:
     """What the script is told before the program's own words."""
-    unlimited = launch.files_max in (None, resource.RLIM_INFINITY) or "nofile" in launch.rlimits
-    files_max = "" if unlimited else str(launch.files_max)
     names = " ".join(launch.own_pid)
-    return [f"{launch.umask:o}", launch.cwd, files_max, names, "input" if has_input else ""]
+    files_max = _files_max(launch)
+    limit = "" if files_max is None else str(files_max)
+    return [f"{launch.umask:o}", launch.cwd, limit, names, "input" if has_input else ""]
+
+
+def _limit_files(pid: int, launch: Launch) -> None:
+    if (files_max := _files_max(launch)) is not None:
+        _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(ProcessLookupError):  # its end will be seen
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (files_max, hard))
+
+
+def _files_max(launch: Launch) -> int | None:
+    """The soft limit of descriptors, where it is another than ours."""
+    unlimited = launch.files_max in (None, resource.RLIM_INFINITY) or "nofile" in launch.rlimits
+    return None if unlimited else launch.files_max
 
 
 def _steps(launch: Launch, argv: list[str], setpriv: str | None) -> frozenset[str]:
@@ -247,24 +290,24 @@ def _is_bash(shell: str) -> bool:
     return os.path.basename(os.path.realpath(shell)) == "bash"
 
 
-def _command(
-    launch: Launch, setpriv: str | None, *, counts_levels: bool
-) -> tuple[list[str], dict[str, str]]:
-    """What the shell is to execute, and its environment. A shell that `counts_levels` sets SHLVL at its exec."""
-    argv = list(launch.argv)
-    # a shell drops variables whose names are no identifiers, and changes its own: env(1) puts them back
-    odd = {name: value for name, value in launch.env.items() if not _is_plain(name)}
-    plain = {name: value for name, value in launch.env.items() if name not in odd}
+def _before(
+    launch: Launch, setpriv: str | None, odd: dict[str, str], *, counts_levels: bool = False
+) -> list[str]:
+    """The commands by which the gate becomes the program. A shell that `counts_levels` sets SHLVL at its exec.
+
+    A shell drops variables whose names are no identifiers, and changes its own: env(1) puts these `odd` ones back.
+    """
+    before: list[str] = []
     # between setpriv and the program, env(1) keeps the failures of the two apart
     if odd or counts_levels or launch.capabilities is not None:
-        argv = [*_assign(odd, argv[0]), *argv]
+        before = _assign(odd, launch.argv[0])
     if asked := _asks_setpriv(launch):
         if setpriv is None:
             keys = " and ".join(asked)
             message = f"{keys} cannot be set without setpriv: install util-linux"
             raise LaunchError(Reason.NOT_PERMITTED, message, asked[0])
-        argv = [setpriv, *_switch(launch), "--", *argv]
-    return argv, plain
+        before = [setpriv, *_switch(launch), "--", *before]
+    return before
 
 
 def _is_plain(name: str) -> bool:

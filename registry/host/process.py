@@ -59,7 +59,7 @@ class Runner:
         observe: Callable[[str, Observation], None],
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._shell = gate.prepare(folder)
+        self._gates = gate.prepare(folder, native=capabilities.native_gate)
         self._capabilities = capabilities
         self._setpriv = find_setpriv() if capabilities.setpriv else None
         self._groups = Groups(capabilities)
@@ -121,7 +121,7 @@ class Runner:
     def _spawn_gated(
         self, launch: Launch, stdin: int | None = None, output: str = os.devnull
     ) -> gate.Gated:
-        return gate.spawn(self._shell, launch, self._setpriv, output, stdin)
+        return gate.spawn(self._gates, launch, self._setpriv, output, stdin)
 
     def _spawn_kept(self, launch: Launch) -> tuple[gate.Gated, int]:
         """The process, and our end of its output."""

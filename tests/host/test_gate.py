@@ -11,16 +11,32 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from registry.core.inputs import ProcessExited
 from registry.core.lifecycle import Reason
-from registry.host import gate, proc
+from registry.host import gate, native_gate, proc
+from registry.host.capabilities import Capabilities
 from registry.host.launch import Launch, LaunchError
 
 SH = "/bin/sh"
 NOBODY = 65534
 STOP_READY = "echo ready; kill -STOP $$"
+
+
+@pytest.fixture(params=["native", "shell"])
+def capabilities(request: pytest.FixtureRequest, capabilities: Capabilities) -> Capabilities:
+    """All that this machine can do, with either gate."""
+    if request.param == "native" and not capabilities.native_gate:
+        pytest.skip("this machine has only the shell for a gate")
+    return msgspec.structs.replace(capabilities, native_gate=request.param == "native")
+
+
+@pytest.fixture
+def gates(capabilities: Capabilities, tmp_path: Path) -> str:
+    """What a program that spawns by itself says for either gate."""
+    return f"gate.prepare(__import__('pathlib').Path({str(tmp_path)!r}), native={capabilities.native_gate})"
 
 
 def stat_of(pid: int) -> Any:
@@ -95,15 +111,15 @@ import sys
 from registry.host import gate
 from registry.host.launch import Launch
 launch = Launch(("/bin/sh", "-c", "echo ran >" + sys.argv[1]), {}, "/", 0o22, None, None, ())
-print(gate.spawn("/bin/sh", launch, None, "/dev/null").pid, flush=True)
+print(gate.spawn(GATES, launch, None, "/dev/null").pid, flush=True)
 sys.stdin.read()
 """
 
 
 @pytest.mark.usefixtures("_subreaper")
-async def test_when_the_daemon_dies_what_waits_at_the_gate_exits_111(tmp_path):
+async def test_when_the_daemon_dies_what_waits_at_the_gate_exits_111(tmp_path, gates):
     daemon = subprocess.Popen(
-        [sys.executable, "-c", DAEMON, str(tmp_path / "trace")],
+        [sys.executable, "-c", DAEMON.replace("GATES", gates), str(tmp_path / "trace")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -171,10 +187,12 @@ async def test_without_setpriv_a_user_is_refused(make_host, without):
         host.spawn(SH, "-c", "exit 0", uid=NOBODY, gid=NOBODY)
     assert raised.value.reason is Reason.NOT_PERMITTED
     assert open_descriptors() == before
-    assert [path.name for path in host.folder.iterdir()] == [gate.GATE]
+    left = {path.name for path in host.folder.iterdir()}
+    assert left <= {gate.GATE, native_gate.FOLDER}
 
 
-async def test_a_path_that_env_would_misread_is_refused(host):
+async def test_a_path_that_env_would_misread_is_refused(make_host, without):
+    host = make_host(without(["native_gate"]))  # which takes no env
     with pytest.raises(LaunchError, match="rename it"):
         host.spawn("/bin/a=b", env={"odd.name": "x"})
 
@@ -249,7 +267,8 @@ async def test_a_service_has_exactly_its_environment(host, shell, given, tmp_pat
     named = tmp_path / "bin"
     named.mkdir()
     (named / gate.GATE).symlink_to(shell)
-    monkeypatch.setattr(host.runner, "_shell", str(named / gate.GATE))
+    gates = msgspec.structs.replace(host.runner._gates, shell=str(named / gate.GATE))
+    monkeypatch.setattr(host.runner, "_gates", gates)
     monkeypatch.setenv("OURS", "not the service's")
     pid = host.script(STOP_READY, env=given)
     assert await host.line() == "ready"
@@ -259,9 +278,10 @@ async def test_a_service_has_exactly_its_environment(host, shell, given, tmp_pat
 async def test_values_of_variables_are_on_no_command_line(host):
     pid = host.spawn(SH, "-c", "exit 0", env={"SECRET": "hunter2", "odd.name": "seen"})
     while not (command_line := Path(f"/proc/{pid}/cmdline").read_bytes()):
-        os.sched_yield()  # the shell is still being set up
+        os.sched_yield()  # the gate is still being set up
     assert b"hunter2" not in command_line
-    assert b"odd.name=seen" in command_line
+    # but for names that a shell does not take
+    assert (b"odd.name=seen" in command_line) is (host.runner._gates.native is None)
 
 
 async def test_a_service_runs_as_its_user_and_can_reopen_its_output(host):
@@ -329,7 +349,7 @@ os.setuid(65534)
 base = Launch(("/bin/true",), {}, "/", 0o22, None, None, ())
 for fields in ({"nice": -5}, {"oom_score_adj": -1}, {"rlimits": {"nofile": 2**19}}):
     launch = Launch(**{name: getattr(base, name) for name in base.__struct_fields__} | fields)
-    gated = gate.spawn("/bin/sh", launch, None, "/dev/null")
+    gated = gate.spawn(gate.Gates("/bin/sh"), launch, None, "/dev/null")
     try:
         gate.constrain(gated.pid, launch)
     except LaunchError as error:
@@ -431,7 +451,8 @@ async def test_without_setpriv_privileges_are_refused(make_host, without, fields
 PLACING = """
 import os
 from pathlib import Path
-from registry.host import gate, proc
+from registry.host import gate, native_gate, proc
+from registry.host.capabilities import Capabilities
 from registry.host.launch import Launch
 first, second = os.open("first", os.O_CREAT), os.open("second", os.O_CREAT)
 assert (first, second) == (3, 4)
@@ -440,17 +461,17 @@ script = "ls -l /proc/$$/fd; exit 0"
 launch = Launch(
     ("/bin/sh", "-c", script), {}, "/", 0o22, None, None, (), descriptors=(second, first, second)
 )
-gated = gate.spawn("/bin/sh", launch, None, "out")
+gated = gate.spawn(GATES, launch, None, "out")
 gate.open_gate(gated.gate)
 os.waitpid(gated.pid, 0)
 print(Path("out").read_text(), len(os.listdir("/proc/self/fd")))
 """
 
 
-async def test_descriptors_stand_in_their_order_even_where_their_numbers_overlap(tmp_path):
+async def test_descriptors_stand_in_their_order_even_where_their_numbers_overlap(tmp_path, gates):
     (tmp_path / "out").touch()
     found = subprocess.run(
-        [sys.executable, "-c", PLACING],
+        [sys.executable, "-c", PLACING.replace("GATES", gates)],
         capture_output=True,
         text=True,
         check=True,
@@ -487,7 +508,8 @@ async def test_output_reaches_the_keeper_through_a_fifo_without_a_name(host):
     host.script("echo out; echo err >&2")
     assert [await host.line(), await host.line()] == ["out", "err"]
     assert host.keeper.targets["s", 1].path == "/nowhere/s.log"
-    assert [path.name for path in host.folder.iterdir()] == [gate.GATE]
+    left = {path.name for path in host.folder.iterdir()}
+    assert left <= {gate.GATE, native_gate.FOLDER}
     await host.next()
     assert os.read(host.keeper.outputs["s", 1], 1) == b""  # nobody holds it any more
 
@@ -495,14 +517,16 @@ async def test_output_reaches_the_keeper_through_a_fifo_without_a_name(host):
 # no resources
 
 
-async def test_no_such_shell_leaves_nothing_behind(host, monkeypatch):
+async def test_no_such_gate_leaves_nothing_behind(host, monkeypatch):
     before = open_descriptors()
-    monkeypatch.setattr(host.runner, "_shell", "/no/such/shell")
+    native = host.runner._gates.native and "/no/such/gate"
+    monkeypatch.setattr(host.runner, "_gates", gate.Gates("/no/such/shell", native))
     with pytest.raises(LaunchError) as raised:
         host.spawn(SH, "-c", "exit 0")
     assert raised.value.reason is Reason.EXEC_FAILED
     assert open_descriptors() == before
-    assert [path.name for path in host.folder.iterdir()] == [gate.GATE]
+    left = {path.name for path in host.folder.iterdir()}
+    assert left <= {gate.GATE, native_gate.FOLDER}
 
 
 @pytest.mark.parametrize("free", range(8))
@@ -540,7 +564,8 @@ async def test_without_descriptors_a_spawn_is_refused_and_leaves_nothing(host, f
         assert refused.reason is Reason.NO_RESOURCES
         host.keeper.drop("s", 1)  # what it had when it found no room for the rest
     assert open_descriptors() == before
-    assert [path.name for path in host.folder.iterdir()] == [gate.GATE]
+    left = {path.name for path in host.folder.iterdir()}
+    assert left <= {gate.GATE, native_gate.FOLDER}
 
 
 async def test_a_keeper_that_cannot_keep_undoes_the_spawn(host, tmp_path):
@@ -562,7 +587,7 @@ from registry.host.launch import Launch, LaunchError
 os.setuid(12347)  # root has no such limit
 resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
 try:
-    gate.spawn("/bin/sh", Launch(("/bin/true",), {}, "/", 0o22, None, None, ()), None, "/dev/null")
+    gate.spawn(gate.Gates("/bin/sh"), Launch(("/bin/true",), {}, "/", 0o22, None, None, ()), None, "/dev/null")
 except LaunchError as error:
     print(error.reason, len(os.listdir("/proc/self/fd")))
 """
@@ -587,10 +612,10 @@ async def test_300_runs_leave_no_descriptor(host):
 
 
 def test_the_shell_gets_its_name_again_where_something_else_has_it(tmp_path):
-    path = Path(gate.prepare(tmp_path))
+    path = Path(gate.prepare(tmp_path).shell)
     path.unlink()
     path.write_text("something else")
-    assert gate.prepare(tmp_path) == str(path)
+    assert gate.prepare(tmp_path).shell == str(path)
     assert os.readlink(path) == SH
 
 

@@ -52,7 +52,7 @@ def test_a_signal_stops_every_service_and_leaves_nothing(box, number):
     assert not box.journal.with_name("registry.db-wal").exists(), "the journal is one file again"
     leftovers = {path.name for path in (box.folder / "var").iterdir()}
     expected = {"registry.db", "registry.lock", "registry.id", "digest.key"}
-    expected |= {"svc-gate", "log", "keeper.log"}
+    expected |= {"svc-gate", "native", "log", "keeper.log"}
     assert leftovers <= expected, leftovers - expected
 
 
