@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import logging
 import os
@@ -29,6 +30,7 @@ a second one hurries. SIGHUP takes the configuration up anew, as circlectl apply
 
 def main() -> None:
     """Run the registry, or only validate its configuration."""
+    gc.disable()  # until the daemon has begun: hardly anything of that is garbage
     _import_asyncio_without_tls()
     options = _parser().parse_args()
     try:

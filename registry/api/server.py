@@ -18,7 +18,8 @@ import select
 import socket
 import sys
 import termios
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import msgspec
@@ -438,27 +439,21 @@ class _Connection(asyncio.Protocol):
     async def _outcome(self, later: Later) -> bytes | Pages | None:
         if not later.is_question:
             return await later.outcome
-        task = cast("asyncio.Task[None]", asyncio.current_task())
-        self._questions.append(task)
-        try:
+        with _listed(self._questions):
             return await later.outcome
-        finally:
-            self._questions.remove(task)
 
     async def _pump(self, pages: Pages, slot: _Slot | None) -> None:
         """Send page after page, each pulled only when nothing much waits to be taken."""
-        task = cast("asyncio.Task[None]", asyncio.current_task())
-        self._streams.append(task)
         try:
-            while not (self._finishing or self._transport.is_closing()):
-                await self._has_room()
-                line = await anext(pages.lines, None)
-                if line is None:
-                    break
-                self._deliver(line, slot)
-                slot = None
+            with _listed(self._streams):
+                while not (self._finishing or self._transport.is_closing()):
+                    await self._has_room()
+                    line = await anext(pages.lines, None)
+                    if line is None:
+                        break
+                    self._deliver(line, slot)
+                    slot = None
         finally:
-            self._streams.remove(task)
             await pages.close()
 
     async def _has_room(self) -> None:
@@ -543,6 +538,20 @@ class _Connection(asyncio.Protocol):
             self._transport.get_write_buffer_size(),
         )
         self._transport.abort()
+
+
+@contextmanager
+def _listed(tasks: list[asyncio.Task[None]]) -> Iterator[None]:
+    """The present task is one of `tasks` within this.
+
+    No frame names it: a task keeps the exception that cancelled it, which keeps the frames that it passed. In a ring
+    all that a client had would stay until the garbage is collected, which is seldom.
+    """
+    tasks.append(cast("asyncio.Task[None]", asyncio.current_task()))
+    try:
+        yield
+    finally:
+        tasks.remove(cast("asyncio.Task[None]", asyncio.current_task()))
 
 
 def _unread(descriptor: int) -> int:

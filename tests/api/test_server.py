@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import json
 import os
 import select
@@ -280,6 +281,29 @@ async def test_a_quiet_stream_ends_when_its_client_goes(serve, backstage, half_c
     assert (await client.receive())["data"] == [1]
     await client.close()
     await backstage.until(lambda: backstage.closed == ["a"])
+
+
+async def test_nothing_of_a_client_that_went_waits_until_garbage_is_collected(serve, backstage):
+    def connections() -> int:
+        return sum(type(each).__name__ == "_Connection" for each in gc.get_objects())
+
+    running = await serve()
+    gc.collect()
+    before = connections()
+    gc.disable()
+    try:
+        client = await running.connect()
+        client.send({"action": "follow", "name": "a"})
+        backstage.queue("a").put_nowait([1])
+        await client.receive()
+        assert connections() > before
+        await client.close()
+        await backstage.until(lambda: backstage.closed == ["a"])
+        async with asyncio.timeout(8):
+            while connections() > before:  # noqa: ASYNC110 - nobody tells of it
+                await asyncio.sleep(0)
+    finally:
+        gc.enable()
 
 
 async def test_requests_without_an_id_wait_for_the_first_page_of_a_stream_without_one(

@@ -158,7 +158,7 @@ class Soak:
         await self._up(before)
         self._life += 1
         # what was left with registry and keeper died with both: each leaves it anew
-        await self._ask_for_sure("restart", service="saver-*")
+        await self._ask_for_sure("restart", service=["saver-*", "held-*"])
 
     def _die(self, victim: str) -> None:
         self._mark(f"{victim} killed")

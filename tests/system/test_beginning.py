@@ -418,3 +418,22 @@ def test_sigkill_leaves_no_lock_behind(box):
         box.daemon.wait(10)
     box.start()
     assert box.service("a")["run"] == 1
+
+
+WHAT_STAYS = """
+import gc, sys
+from registry.__main__ import main
+try:
+    main()
+finally:
+    with open("kept", "w") as file:
+        print(gc.get_freeze_count() > 10_000, gc.isenabled(), file=file)
+"""
+
+
+def test_what_there_is_at_the_beginning_is_not_looked_through_for_garbage(box):
+    box.configure(f'[[service]]\nname = "app"\n{SLEEP}')
+    script = box.program("what_stays", WHAT_STAYS)
+    box.start(program=(str(script),))
+    box.stop()
+    assert (box.folder / "kept").read_text() == "True True\n"
