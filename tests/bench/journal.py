@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import shutil
 import signal
@@ -136,6 +137,7 @@ async def _beside_queries(bench: Bench) -> None:
     await_s = min(1.0, bench.scale.window_s / 4)
     journal = await Journal.open(path)
     await journal.append([_record(seq) for seq in range(1, bench.scale.events + 1)])
+    gc.freeze()  # as the daemon does
     quiet, beside = [], []
     for _ in range(ROUNDS):
         quiet.append(await _slowest_ms(journal, await_s))

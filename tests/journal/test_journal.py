@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import pytest
 from registry.core import events as ev
 from registry.core.lifecycle import Reason, State
 from registry.journal import Journal, JournalError
+from registry.journal.journal import WAL_BYTES_READY
 from registry.journal.opening import open_for_reading
 from registry.journal.read import verify
 from registry.journal.rows import NO_HASH, to_rows
@@ -240,6 +242,29 @@ async def test_a_full_disk_is_one_sentence_and_the_same_batch_can_be_tried_again
     await journal._writer.execute("PRAGMA max_page_count = 1000000")
     await journal.append(beats(2, 1000))
     assert verdict(path) == (1001, journal.hash, None)
+
+
+async def test_its_wal_has_its_length_before_anything_is_committed_and_keeps_it(
+    opened, path, beats
+):
+    journal = await opened()
+    wal = path.with_name("registry.db-wal")
+    lengths = {wal.stat().st_size}
+    while journal.seq < 20_000:  # some 1,600 pages: it is moved into the file meanwhile
+        await journal.append(beats(journal.seq + 1, 50))
+        lengths.add(wal.stat().st_size)
+    assert lengths == {WAL_BYTES_READY}
+    assert verdict(path) == (20_000, journal.hash, None)
+
+
+async def test_without_room_for_that_it_grows_as_it_needs_to(opened, path, beats, monkeypatch):
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(os, "fsync", full)
+    journal = await opened()
+    await journal.append(beats(1, 3))
+    assert verdict(path) == (3, journal.hash, None)
 
 
 # --- readers and the end --------------------------------------------------------------------------
