@@ -109,6 +109,11 @@ class Journal:
         for row in await self.ask(f"{SELECT} WHERE seq > ? ORDER BY seq DESC LIMIT 1", (self.seq,)):
             self.seq, self.hash = row[0], row[-1]
             self._times_after = self.seq
+            if not isinstance(self.hash, str):  # whatever is appended would follow from nothing
+                raise JournalDamaged(
+                    f"the journal {self.path}: event {self.seq} has no hash;"
+                    " tools/replay --verify shows how far it can be trusted"
+                )
 
     @property
     def first(self) -> int:

@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ import pytest
 from registry.core import events as ev
 from registry.core.lifecycle import Reason, State
 from registry.journal import Journal, JournalError
+from registry.journal.errors import JournalDamaged
 from registry.journal.journal import WAL_BYTES_READY
 from registry.journal.opening import open_for_reading
 from registry.journal.read import verify
@@ -265,6 +267,23 @@ async def test_without_room_for_that_it_grows_as_it_needs_to(opened, path, beats
     journal = await opened()
     await journal.append(beats(1, 3))
     assert verdict(path) == (3, journal.hash, None)
+
+
+async def test_a_head_without_a_hash_is_damage(opened, path, beats):
+    """Found by `fuzz --target journal --seed 7 --from 990443 --inputs 1`, in a page that was damaged."""
+    journal = await opened()
+    await journal.append(beats(1, 3))
+    await journal.close()
+    for statement in (
+        "UPDATE sqlite_schema SET sql = replace(sql, 'NOT NULL', '') WHERE name = 'events'",
+        "UPDATE events SET hash = NULL WHERE seq = 3",
+    ):
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA writable_schema = ON")
+            assert connection.execute(statement).rowcount == 1
+            connection.commit()
+    with pytest.raises(JournalDamaged, match="event 3 has no hash"):
+        await opened()
 
 
 # --- readers and the end --------------------------------------------------------------------------
