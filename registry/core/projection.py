@@ -8,7 +8,7 @@ import msgspec
 
 from registry.core import events as ev
 from registry.core.definition import Definition
-from registry.core.service import Service, evolve
+from registry.core.service import Service, evolve, restored
 
 FOLD = 1
 """Raised whenever the same events come to something else than before, or to more: what an earlier version kept of
@@ -34,14 +34,16 @@ class Projection(msgspec.Struct):
     def fold(self, records: Iterable[ev.Record]) -> None:
         """Take in further records, in order. An event that nobody knows is an error, not a gap."""
         services, removed, seq = self.services, ev.Removed, self.seq
-        for record in records:
-            service = services.get(record.service or "")
-            if service is None or type(record.event) is removed:
-                self._fold_one(record)
-            else:  # all but a few
-                evolve(service, record)
-            seq = record.seq
-        self.seq = seq
+        try:
+            for record in records:
+                service = services.get(record.service or "")
+                if service is None or type(record.event) is removed:
+                    self._fold_one(record)
+                else:  # all but a few
+                    evolve(service, record)
+                seq = record.seq
+        finally:
+            self.seq = seq
 
     def _fold_one(self, record: ev.Record) -> None:
         event = record.event
@@ -67,8 +69,8 @@ class Projection(msgspec.Struct):
             match record.event:
                 case ev.Defined(definition=definition):
                     self.add(definition)
-                case ev.Resynced(state=state):  # it stands for how it was declared, too
-                    self.add(msgspec.convert(state["definition"], Definition))
+                case ev.Resynced() as event:  # it stands for how it was declared, too
+                    self.add(restored(event).definition)
         return self.services[name]
 
     def add(self, definition: Definition) -> Service:

@@ -343,8 +343,16 @@ def _restart_scheduled(service: Service, event: Any, record: ev.Record) -> None:
         service.restart_times_ns = (*kept, record.mono_ns)
 
 
+def restored(event: ev.Resynced) -> Service:
+    """The service as it was when it was resynced. Raises KeyError where no registry wrote that."""
+    try:
+        return msgspec.convert(event.state, Service)
+    except msgspec.ValidationError as error:
+        raise KeyError(str(error)) from None
+
+
 def _resynced(service: Service, event: Any, record: ev.Record) -> None:
-    state = msgspec.convert(event.state, Service)
+    state = restored(event)
     for field in Service.__struct_fields__:
         setattr(service, field, getattr(state, field))
     service.cause = record.seq  # the events that it was made of have no number

@@ -14,6 +14,7 @@ import sys
 import textwrap
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -123,6 +124,24 @@ async def test_a_read_is_from_a_number_filtered_and_limited(opened, beats, argum
         [beats(seq, 1, "db" if seq % 3 == 0 else "web")[0] for seq in range(1, 21)]
     )
     assert seqs(await journal.read(**arguments)) == list(expected)
+
+
+async def test_what_is_removed_while_it_is_read_leaves_no_hole_in_an_answer(
+    opened, beats, monkeypatch
+):
+    journal = await opened()
+    await journal.append(beats(1, 250))
+    ask = journal.ask
+
+    async def ask_and_move_the_beginning(question: str, values: tuple[object, ...] = ()) -> list:
+        rows = await ask(question, values)
+        journal.anchor = journal.anchor or SimpleNamespace(seq=120, kept=())
+        return rows
+
+    monkeypatch.setattr(journal, "ask", ask_and_move_the_beginning)
+    assert seqs(await journal.read()) == list(range(121, 251))
+    journal.anchor = None
+    assert seqs(await journal.read(since=-200)) == list(range(121, 251))
 
 
 async def test_names_are_compared_not_interpreted(opened, beats):

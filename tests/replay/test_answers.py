@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from registry.core.projection import Projection
 from registry.questions.records import event_record, rfc3339, service_record
 from registry.questions.timeline import happened, line
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 KEYS = ["seq", "at", "service", "run", "type", "source", "dest", "reason"]
 KEYS += ["cause", "decision", "actor", "data"]
 
@@ -292,6 +294,22 @@ def test_an_event_that_nothing_led_to_is_told_without_a_traceback(
     answer = replay(journal, "--at", "seq:30")
     assert answer[:2] == (1, "")
     assert "event 20 does not follow from those before it; --verify says more" in answer.err
+
+
+def test_a_resynced_state_that_no_registry_wrote_is_told_without_a_traceback(
+    tmp_path: Path, replay, change: Callable[..., None]
+) -> None:
+    """Found by `fuzz --target journal --seed 7 --from 250543 --inputs 1`."""
+    journal = tmp_path / "registry.db"
+    shutil.copy(GOLDEN / "journal-v2.db", journal)
+    change(
+        journal,
+        """UPDATE events SET body = json_replace(body, '$.state.reason', 'unjoqrnaled')
+        WHERE type = 'resynced'""",
+    )
+    answer = replay(journal, "--at", "seq:130")
+    assert answer[:2] == (1, "")
+    assert "event 121 does not follow from those before it" in answer.err
 
 
 def test_a_row_that_cannot_be_read_ends_the_timeline_with_a_sentence(
