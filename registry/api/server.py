@@ -14,7 +14,6 @@ import errno
 import fcntl
 import logging
 import os
-import select
 import socket
 import sys
 import termios
@@ -26,6 +25,7 @@ import msgspec
 
 from registry.api.access import Access, Peer
 from registry.api.actions import Action, ApiError, ErrorCode
+from registry.api.hangups import Hangups
 from registry.api.protocol import Answer, Dispatcher, Handler, Later, Pages, refusal
 from registry.api.unix_socket import SocketError, SocketHeld, inode_of, listen, peer_of
 
@@ -88,7 +88,7 @@ class Server:
         self._on_lost = on_lost
         self._connections: set[_Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._hangups = _Hangups()
+        self._hangups = Hangups()
         self._retry: asyncio.TimerHandle | None = None
         self._emptied = asyncio.Event()
 
@@ -563,43 +563,3 @@ def _unread(descriptor: int) -> int:
         return int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
     except OSError:
         return 0
-
-
-class _Hangups:
-    """Tells when a client whose sending has ended stops reading as well.
-
-    asyncio cannot: at the end of input it stops looking, and looking on would report the end for ever.
-    An epoll that asks for no event is told of hang-ups alone. Without epoll a stream ends at its next
-    page, which cannot be written.
-    """
-
-    def __init__(self) -> None:
-        self._epoll: select.epoll | None = None
-        self._watched: dict[int, _Connection] = {}
-
-    def start(self) -> None:
-        if hasattr(select, "epoll"):
-            self._epoll = select.epoll()
-            asyncio.get_running_loop().add_reader(self._epoll, self._on_hangup)
-
-    def close(self) -> None:
-        if self._epoll is not None:
-            asyncio.get_running_loop().remove_reader(self._epoll)
-            self._epoll.close()
-            self._epoll = None
-
-    def watch(self, connection: _Connection) -> None:
-        if self._epoll is not None:
-            self._epoll.register(connection.fileno(), 0)
-            self._watched[connection.fileno()] = connection
-
-    def unwatch(self, fd: int) -> None:
-        if self._watched.pop(fd, None) is not None and self._epoll is not None:
-            self._epoll.unregister(fd)
-
-    def _on_hangup(self) -> None:
-        assert self._epoll is not None
-        for fd, _events in self._epoll.poll(0):
-            connection = self._watched[fd]
-            self.unwatch(fd)
-            connection.abort()

@@ -151,7 +151,7 @@ class Journal:
     async def _folding(self, projection: Projection, last: int) -> AsyncIterator[list[Record]]:
         """Fold page by page; what else there is to do has its turn in between."""
         while records := await self.read(
-            since=projection.seq, limit=min(1000, last - projection.seq)
+            since=projection.seq, limit=min(1000, last - projection.seq), step=1000
         ):
             try:
                 projection.fold(records)
@@ -242,16 +242,22 @@ class Journal:
         service: str | None = None,
         type: str | Sequence[str] | None = None,
         limit: int = 1000,
+        step: int = _STEP,
     ) -> list[Record]:
-        """Records above `since`, oldest first; the last `-since` of them where it is negative."""
+        """Records above `since`, oldest first; the last `-since` of them where it is negative. `step` at once."""
         while True:
             begun_with = self.anchor
-            records = await self._read(since, service, type, limit)
+            records = await self._read(since, service, type, limit, step)
             if self.anchor is begun_with:  # else some were removed meanwhile, it may be in between
                 return records
 
     async def _read(
-        self, since: int, service: str | None, type: str | Sequence[str] | None, limit: int
+        self,
+        since: int,
+        service: str | None,
+        type: str | Sequence[str] | None,
+        limit: int,
+        step: int,
     ) -> list[Record]:
         newest = since < 0
         most = min(limit, -since) if newest else limit
@@ -273,9 +279,10 @@ class Journal:
         question = f"{SELECT} WHERE {' AND '.join(conditions)} ORDER BY seq {'DESC' if newest else 'ASC'} LIMIT ?"
         records: list[Record] = []
         while (left := most - len(records)) > 0:
-            rows = list(await self.ask(question, (at, *values, step := min(left, _STEP))))
+            asked = min(left, step)
+            rows = list(await self.ask(question, (at, *values, asked)))
             records += self._converted(rows)
-            if len(rows) < step:
+            if len(rows) < asked:
                 break
             at = records[-1].seq
         return records[::-1] if newest else records
