@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import random
 import shutil
 import signal
@@ -269,6 +270,7 @@ def _fold(bench: Bench, journal: Path) -> None:
                 break
     finally:
         connection.close()
+    os.sync()  # gigabytes of it were written just now
     rates = []
     gc.disable()  # as while the daemon begins
     for _ in range(3):
