@@ -18,8 +18,8 @@ import msgspec
 
 JUDGED_FROM = 4
 """Quiet moments of a life, those for warming up not counted, from which there is a slope."""
-WARM_UP = 0.3
-"""The part of a life's quiet moments in which caches and allocators fill: SQLite's, as the journal grows, 2 MB each."""
+WARM_UP = 0.15
+"""The part of a life's quiet moments in which caches and allocators fill."""
 WARM_UP_LEAST = 2
 
 

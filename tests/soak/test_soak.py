@@ -87,7 +87,7 @@ def test_what_is_flat_and_noisy_keeps_every_promise() -> None:
     [
         ("daemon descriptors", {"descriptors": lambda n: 300 + n // 4}),
         ("daemon PSS", {"pss_kib": lambda n: 50_000 + 250 * n}),
-        ("daemon threads", {"threads": lambda n: 8 + n // 6}),
+        ("daemon threads", {"threads": lambda n: 8 + n // 10}),
         ("daemon children", {"children": lambda n: 20 * n}),
         ("daemon zombies", {"zombies": lambda n: int(n == 7)}),
         ("daemon wakeups", {"wakeups_s": lambda n: 100 + 10 * n}),
