@@ -84,7 +84,7 @@ FALLBACKS: dict[str, tuple[str, str]] = {
     ),
     "native_gate": (
         "a gate of machine code (Linux on x86-64, where the journal's folder may hold programs)",
-        "services wait at a gate that is /bin/sh: 0.6 ms of CPU more a start",
+        "services wait at a gate that is /bin/sh: 0.5 ms of CPU more a start",
     ),
 }
 

@@ -294,9 +294,8 @@ class Runner:
         process = self._by_number.get(pid)
         stat = self._groups.stat(pid) if process is not None else None
         if process is None and self._capabilities.proc:
-            with contextlib.suppress(
-                OSError
-            ):  # it is to be reaped, whatever a security module says
+            # it is to be reaped, whatever a security module says
+            with contextlib.suppress(OSError):
                 process = self._by_number.get(os.getsid(pid))
         if process is not None:
             self.before_reap(process.service)
