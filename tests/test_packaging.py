@@ -28,6 +28,13 @@ def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel: Path) ->
     }
 
 
+def test_all_that_share_the_wheel_are_run_by_one_process(
+    wheel: Path, request: pytest.FixtureRequest
+) -> None:
+    if hasattr(request.config, "workerinput"):
+        assert request.node.nodeid.endswith("@installed"), f"{wheel} is one of several"
+
+
 def test_nothing_called_tools_or_tests_is_installed(installed: Path) -> None:
     code = "from importlib.util import find_spec as f; print(*map(f, ('tools', 'tests', 'dev')))"
     assert _run(installed / "bin" / "python", "-c", code, cwd=installed) == "None None None\n"
