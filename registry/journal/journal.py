@@ -282,10 +282,21 @@ class Journal:
             asked = min(left, step)
             rows = list(await self.ask(question, (at, *values, asked)))
             records += self._converted(rows)
+            if rows:
+                self._check_order(at, rows, newest=newest)
+                at = records[-1].seq
             if len(rows) < asked:
                 break
-            at = records[-1].seq
         return records[::-1] if newest else records
+
+    def _check_order(self, at: int, rows: Sequence[sqlite3.Row], *, newest: bool) -> None:
+        """Where pages of a damaged file form a ring, none is the last."""
+        passed = at - rows[-1][0] if newest else rows[-1][0] - at
+        if passed < len(rows):
+            raise JournalDamaged(
+                f"the journal {self.path}: beside event {at} its rows are in no order;"
+                " tools/replay --verify shows how far it can be trusted"
+            )
 
     def _converted(self, rows: Iterable[sqlite3.Row]) -> list[Record]:
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.core.events import RegistryStopped
-from registry.journal.errors import JournalError
+from registry.journal.errors import JournalDamaged, JournalError
 from registry.journal.rows import Row
 from registry.journal.schema import APPLICATION_ID, SCHEMA_VERSION, UNREADABLE
 
@@ -150,9 +150,11 @@ def check_schema(connection: Connection, path: Path) -> None:
 
 
 def refuse_stranger(path: Path, *, application: int, version: int) -> None:
-    """Raise JournalError for a file of another program, or of a later version of this one."""
+    """Raise JournalError for a file of another program, or of a later version of this one; or JournalDamaged."""
     if application != APPLICATION_ID:
         raise JournalError(f"{path}: this SQLite file is not a journal of the Service Registry")
+    if version < 1:
+        raise JournalDamaged(f"{path}: its header was damaged: it names schema {version}")
     if version > SCHEMA_VERSION:
         raise JournalError(
             f"{path}: written by a newer version (schema {version}, this one knows {SCHEMA_VERSION});"

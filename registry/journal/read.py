@@ -78,7 +78,7 @@ def _row_pages(connection: Connection, selection: Selection) -> Iterator[list[Ro
     size = PAGE
     while True:
         try:
-            rows = ask(connection, question, (after, *bounds, *services, size), after=after)
+            rows = _next_rows(connection, question, (after, *bounds, *services, size))
         except JournalError:
             if size == 1:
                 raise
@@ -88,6 +88,15 @@ def _row_pages(connection: Connection, selection: Selection) -> Iterator[list[Ro
             return
         yield rows
         after = rows[-1][0]
+
+
+def _next_rows(connection: Connection, question: str, values: tuple[Any, ...]) -> list[Row]:
+    """The rows after the event that is the first value: where pages of the file form a ring, none would be the last."""
+    after = values[0]
+    rows = ask(connection, question, values, after=after)
+    if rows and rows[-1][0] - after < len(rows):
+        raise JournalError(f"after event {after} the file cannot be read: its rows are in no order")
+    return rows
 
 
 def _among(services: tuple[str, ...]) -> str:
@@ -307,7 +316,7 @@ def own_records(connection: Connection, after: int, last: int) -> Iterator[Recor
     """The events of the registry itself above `after` up to `last`, in order."""
     question = f"{SELECT} WHERE service IS NULL AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
     after = max(after, _begin_of(connection))
-    while rows := ask(connection, question, (after, last, PAGE), after=after):
+    while rows := _next_rows(connection, question, (after, last, PAGE)):
         yield from map(to_record, rows)
         after = rows[-1][0]
 

@@ -52,6 +52,12 @@ KNOWN: dict[str, list[bytes]] = {
         b'I{"attempt":1,"delay_s":0.0,"due_ns":10852429496729635000000,"source":"Failed","dest":"Restarting",'
         b'"reason":"unhealthy"}',
     ],
+    "journal": [
+        # pages of the file that form a ring: the replay of it had no end
+        *_each_way(b"\n\x05\x02\x07\0\0\0\x80\xba\x01\x01N\0\0\0\x01N\0\0\0\x01N\0\0"),
+        # a bit in the number of the schema: negative, which no migration begins with
+        *_each_way(step(1, 0, 60, 0x80, 0xBF)),
+    ],
     "logs": [
         # a compressed file that holds more than it says
         *_each_way(step(2, 4, 0x54, 0, 0x95)),

@@ -305,6 +305,30 @@ async def test_a_head_without_a_hash_is_damage(opened, path, beats):
         await opened()
 
 
+@pytest.mark.parametrize("since", [0, -8])
+async def test_pages_that_lead_back_to_themselves_are_damage(opened, beats, monkeypatch, since):
+    journal = await opened()
+    await journal.append(beats(1, 10))
+    ask = journal.ask
+
+    async def ask_from_the_first_again(question: str, values: tuple[int, ...] = ()) -> list:
+        return await ask(question, (5 if since == 0 else 7, *values[1:]))
+
+    monkeypatch.setattr(journal, "ask", ask_from_the_first_again)
+    with pytest.raises(JournalDamaged, match="in no order"):
+        await journal.read(since=since, step=3)
+
+
+async def test_a_version_that_was_damaged_is_damage(opened, path, beats):
+    journal = await opened()
+    await journal.append(beats(1, 3))
+    await journal.close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = -3")
+    with pytest.raises(JournalDamaged, match=r"it names schema -3"):
+        await opened()
+
+
 # --- readers and the end --------------------------------------------------------------------------
 
 
