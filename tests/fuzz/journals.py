@@ -65,6 +65,10 @@ def judging() -> Iterator[Judge]:
         whole = [runner.run(_closed(Path(folder, "a.db"), records)), b"", b""]
         killed = runner.run(_killed(Path(folder, "b.db"), records))
         path = Path(folder, "j", "registry.db")
+        out, err = (
+            io.StringIO(),
+            io.StringIO(),
+        )  # the same for all: click keeps each that it writes to
 
         def judge(data: bytes) -> None:
             shutil.rmtree(path.parent, ignore_errors=True)
@@ -78,7 +82,12 @@ def judging() -> Iterator[Judge]:
             if question is None:
                 runner.run(_judge_opening(path, rows, remembered=chance.random() < 0.5))
             else:
-                _judge_replay(path, question)
+                for stream in (out, err):
+                    stream.seek(0)
+                    stream.truncate()
+                with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                    status = cli.run([str(path), *question])
+                _judge_replay(question, status, err.getvalue())
 
         yield judge
 
@@ -99,15 +108,12 @@ async def _killed(path: Path, records: list[Record]) -> list[bytes]:
     return [database, wal.rstrip(b"\0") + ROOM, index]
 
 
-def _judge_replay(path: Path, question: tuple[str, ...]) -> None:
+def _judge_replay(question: tuple[str, ...], status: int, complaint: str) -> None:
     """What replay says of it: an answer or a sentence, and an exit status."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = cli.run([str(path), *question])
     assert status in (0, 1), f"status {status}"
     if status and question != ("--verify",):
-        assert "circle-replay: " in err.getvalue(), "it fails without a sentence"
-    assert "Traceback" not in err.getvalue()
+        assert "circle-replay: " in complaint, "it fails without a sentence"
+    assert "Traceback" not in complaint
 
 
 async def _judge_opening(path: Path, rows: list[Row], *, remembered: bool) -> None:
