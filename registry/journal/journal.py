@@ -29,6 +29,7 @@ from registry.journal.schema import (
     SELECT,
     UNREADABLE,
     appending,
+    complaint_of,
 )
 
 _WAL_BYTES_KEPT = 16_777_216
@@ -97,7 +98,7 @@ class Journal:
                 await journal._find_head()
             except UNREADABLE as error:
                 raise _complaint(error, is_ours=is_ours)(
-                    f"cannot open the journal {path}: {error};"
+                    f"cannot open the journal {path}: {complaint_of(error)};"
                     " check the file and its folder, or name another in [journal] path"
                 ) from None
             opened.pop_all()
@@ -233,8 +234,10 @@ class Journal:
         rows = to_rows(records, self.hash)
         try:
             await self._writer.execute(*appending(rows))
-        except sqlite3.Error as error:
-            raise JournalError(f"cannot write to the journal {self.path}: {error}") from None
+        except UNREADABLE as error:
+            raise JournalError(
+                f"cannot write to the journal {self.path}: {complaint_of(error)}"
+            ) from None
         self.seq, self.hash = rows[-1][0], rows[-1][-1]
         self._note_times(records)
 
@@ -313,7 +316,7 @@ class Journal:
             return await self._reader.execute_fetchall(question, values)
         except UNREADABLE as error:
             raise _complaint(error)(
-                f"cannot read the journal {self.path}: {error};"
+                f"cannot read the journal {self.path}: {complaint_of(error)};"
                 " tools/replay --verify shows how far it can be trusted"
             ) from None
 
@@ -325,8 +328,10 @@ class Journal:
         async with self._appending:
             try:
                 cursor = await self._writer.execute(statement, values)
-            except sqlite3.Error as error:
-                raise JournalError(f"cannot write to the journal {self.path}: {error}") from None
+            except UNREADABLE as error:
+                raise JournalError(
+                    f"cannot write to the journal {self.path}: {complaint_of(error)}"
+                ) from None
             return cursor.rowcount
 
     async def close(self) -> None:
@@ -343,10 +348,10 @@ class Journal:
 
 def _complaint(error: Exception, *, is_ours: bool = False) -> type[JournalError]:
     """Damage where SQLite says so, or where our own file lacks what we put there."""
-    damage = [sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR]
+    damage = [sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG]
     if is_ours:
         damage.append(sqlite3.SQLITE_NOTADB)
-    if isinstance(error, UnicodeDecodeError):
+    if not isinstance(error, sqlite3.Error):
         return JournalDamaged
     code = getattr(error, "sqlite_errorcode", None)
     return JournalDamaged if code is not None and code & 0xFF in damage else JournalError

@@ -15,7 +15,7 @@ from typing import Any
 from registry.core.events import RegistryStopped
 from registry.journal.errors import JournalDamaged, JournalError
 from registry.journal.rows import Row
-from registry.journal.schema import APPLICATION_ID, SCHEMA_VERSION, UNREADABLE
+from registry.journal.schema import APPLICATION_ID, SCHEMA_VERSION, UNREADABLE, complaint_of
 
 Connection = sqlite3.Connection
 """An open journal, for those who know no SQL: to be handed to the functions of this package, and closed."""
@@ -36,7 +36,9 @@ def open_for_reading(path: Path) -> Connection:
         _refuse_other_than_a_file(path)
         return _open_in_place(path) or _open_copy(path)
     except UNREADABLE as error:
-        raise JournalError(f"{path}: it cannot be read as a journal: {error}") from None
+        raise JournalError(
+            f"{path}: it cannot be read as a journal: {complaint_of(error)}"
+        ) from None
     except OSError as error:
         raise JournalError(f"{path}: it cannot be read: {error.strerror}") from None
 
@@ -184,4 +186,4 @@ def ask(
         return connection.execute(question, values).fetchall()
     except UNREADABLE as error:
         where = f"after event {after} " if after > 0 else ""
-        raise JournalError(f"{where}the file cannot be read: {error}") from None
+        raise JournalError(f"{where}the file cannot be read: {complaint_of(error)}") from None

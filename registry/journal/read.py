@@ -212,7 +212,8 @@ def service_names(connection: Connection) -> list[str]:
     """Every service that the journal tells of."""
     question = "SELECT DISTINCT service FROM events WHERE service IS NOT NULL AND seq > ?"
     begin = anchor_of(connection)
-    names = {name for (name,) in ask(connection, question, (begin.seq if begin else 0,))}
+    rows = ask(connection, question, (begin.seq if begin else 0,))
+    names = {name for (name,) in rows if isinstance(name, str)}  # all are, but where it is damaged
     return sorted(names.union(beginning(begin).services))
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from registry.journal import anchor as anchors
 from registry.journal.anchor import Anchor
 from registry.journal.errors import JournalError
+from registry.journal.opening import ask
 from registry.journal.read import checked_anchor, row_pages, trouble_of
 from registry.journal.rows import NO_HASH, Row
 from registry.journal.schema import COLUMNS, CREATE, UNREADABLE
@@ -72,11 +73,11 @@ def _copy_rows(source: Path, target: Path) -> tuple[int, int]:
 def _trusted(connection: sqlite3.Connection) -> tuple[Anchor | None, list[Row], list[Row]]:
     """What it begins with, and the rows before the first trouble. All in memory: a rare and sad occasion."""
     begin, kept, trusted = None, [], []
-    with suppress(JournalError, *UNREADABLE):
+    with suppress(JournalError):
         begin = checked_anchor(connection)
         seq, previous = 0, NO_HASH
         if begin is not None:
-            kept = connection.execute(anchors.KEPT, (anchors.numbers(begin.kept),)).fetchall()
+            kept = ask(connection, anchors.KEPT, (anchors.numbers(begin.kept),))
             seq, previous = begin.seq, begin.hash
         for row in chain.from_iterable(row_pages(connection)):
             if trouble_of(row, seq, previous) is not None:

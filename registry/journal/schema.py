@@ -15,8 +15,16 @@ SQLITE_VERSION = sqlite3.sqlite_version
 SCHEMA_VERSION = 2
 APPLICATION_ID = 0x43534A31  # "CSJ1"
 
-UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
-"""What reading a damaged file raises: a name or a text in it may be no UTF-8 any more."""
+UNREADABLE = (sqlite3.Error, UnicodeDecodeError, MemoryError)
+"""What reading a damaged file raises: a name or a text in it may be no UTF-8 any more, and a row may say that it is
+longer than all memory.
+"""
+
+
+def complaint_of(error: Exception) -> str:
+    """What SQLite says; of memory it says nothing."""
+    return str(error) or "a row of it says that it is longer than all memory"
+
 
 COLUMNS = (
     "seq",

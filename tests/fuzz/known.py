@@ -57,6 +57,10 @@ KNOWN: dict[str, list[bytes]] = {
         *_each_way(b"\n\x05\x02\x07\0\0\0\x80\xba\x01\x01N\0\0\0\x01N\0\0\0\x01N\0\0"),
         # a bit in the number of the schema: negative, which no migration begins with
         *_each_way(step(1, 0, 60, 0x80, 0xBF)),
+        # a row that says it is longer than all memory
+        *_each_way(b"\x00\x02\xaf\xf6\xda\xb3\x00\x12\x02\x00\x19\xaf8v\xff0\xda\xb3\x19\xafv\xff"),
+        # a name that became a number
+        *_each_way(b"\x01\x00\\\x87\x7f$\x01|\xab\x84\x1a\xda"),
     ],
     "logs": [
         # a compressed file that holds more than it says
