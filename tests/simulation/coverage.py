@@ -35,6 +35,8 @@ SELDOM: frozenset[Move] = frozenset(
         ("dependents_gone", "Running", "Stopping"),
         ("dependents_gone", "Starting", "Stopping"),
         ("gave_up", "Stopped", "Failed"),
+        ("lost", "Running", "Stopping"),
+        ("lost", "Starting", "Stopping"),
         ("reset_requested", "Restarting", "Restarting"),
         ("restart_requested", "Failed", "Stopped"),
         ("restart_requested", "Restarting", "Stopped"),

@@ -411,8 +411,8 @@ def nothing_is_stopped_before_its_cause_is_known(services: Services, name: str, 
 
 
 def nothing_is_let_go_of_that_runs(kernel: Kernel, name: str, run: int) -> None:
-    """The keeper is to forget a run only when none of its processes lives."""
-    if kernel.members((name, run)):
+    """The keeper is to forget a run only when none of its processes lives, or is to begin."""
+    if any(not (each.at_gate and each.is_ending) for each in kernel.members((name, run))):
         broken(nothing_is_let_go_of_that_runs, name, f"run {run}")
 
 

@@ -46,6 +46,7 @@ class Mischief:
             if process.at_gate:
                 quick = self._chance.random() < 0.9
                 delay_s = 0.0005 if quick else self._chance.uniform(0.001, 0.2)
+                process.is_ending = True
                 self._kernel.end_in(delay_s, process, NEVER_RAN)
         if self._world.is_quiet:
             return

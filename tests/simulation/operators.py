@@ -82,7 +82,7 @@ class Operators:
         services = life.registry.committed.services
         found = [(key, each.name) for each in services.values() for key in _ways(each, services)]
         pressing = [each for each in found if _is_pressing(each[0])]
-        if pressing and self._chance.random() < 0.5:
+        if pressing and self._chance.random() < 0.8:
             key, name = self._chance.choice(pressing)
         elif found:
             least = min(self._meddled[key] for key, _name in found)

@@ -76,7 +76,7 @@ PROFILES = (
 """That of a seed is at its number modulo their number."""
 
 _TASTES: dict[str, Taste] = {
-    "recovery": Taste(bad=0.8, limited=0.8, habit={"leaves": 0.5, "ready_s": 40.0, "slow": 0.3}),
+    "recovery": Taste(bad=0.8, limited=0.8, habit={"leaves": 0.7, "ready_s": 40.0, "slow": 0.3}),
     "apply": Taste(bad=0.8, habit={"slow": 0.6}),
     "unjournaled": Taste(bad=0.9),
     "neighbours": Taste(
@@ -101,8 +101,8 @@ _TASTES: dict[str, Taste] = {
         limited=0.9,
         habit={
             "talks": 0.95,
-            "flaps": 0.8,
-            "lies": 0.15,
+            "flaps": 0.95,
+            "lies": 0.25,
             "leaves": 0.2,
             "life_s": (20.0, 60.0, 300.0),
         },
@@ -168,7 +168,7 @@ def _leant(chance: Random, found: Trouble, profile: str) -> Trouble:
         case "recovery":
             kill_s = chance.choice([20.0, 60.0])
             return change(
-                found, steered=0.7, kill_s=kill_s, unwatched=0.9, exits_known=chance.random() < 0.3
+                found, steered=0.7, kill_s=kill_s, unwatched=0.9, exits_known=chance.random() < 0.1
             )
         case "apply":
             return change(found, steered=0.7, meddle_s=2.0, apply_s=30.0, reboot_s=None)
