@@ -86,11 +86,23 @@ class Gated(msgspec.Struct, frozen=True):
     steps: frozenset[str]
 
 
-class Gates(msgspec.Struct, frozen=True):
-    """The paths of both; `native` is None where it cannot be had."""
+class Gates(msgspec.Struct):
+    """The paths of both; `native` is None where it cannot be had. `folder` is where `prepare` made them."""
 
     shell: str
     native: str | None = None
+    folder: Path | None = None
+
+    def restored(self) -> bool:
+        """Whether somebody had removed them, and they are there again."""
+        paths = [path for path in (self.shell, self.native) if path is not None]
+        if self.folder is None or all(map(os.path.lexists, paths)):
+            return False
+        with contextlib.suppress(OSError):
+            again = prepare(self.folder, native=self.native is not None)
+            self.shell, self.native = again.shell, again.native
+            return True
+        return False
 
 
 def prepare(folder: Path, *, native: bool = True) -> Gates:
@@ -99,7 +111,7 @@ def prepare(folder: Path, *, native: bool = True) -> Gates:
     if not path.is_symlink() or os.readlink(path) != "/bin/sh":
         path.unlink(missing_ok=True)
         path.symlink_to("/bin/sh")
-    return Gates(str(path), native_gate.prepare(folder, GATE) if native else None)
+    return Gates(str(path), native_gate.prepare(folder, GATE) if native else None, folder)
 
 
 def spawn(
@@ -110,6 +122,17 @@ def spawn(
     A `stdin` is the program's instead of /dev/null; with it there are no `descriptors`. Raises LaunchError:
     with NO_RESOURCES where trying again later may help.
     """
+    try:
+        return _spawn(gates, launch, setpriv, output, stdin)
+    except LaunchError:
+        if not gates.restored():
+            raise
+    return _spawn(gates, launch, setpriv, output, stdin)
+
+
+def _spawn(
+    gates: Gates, launch: Launch, setpriv: str | None, output: str, stdin: int | None
+) -> Gated:
     program, argv, environment, steps = _at_gate(
         gates, launch, setpriv, has_input=stdin is not None
     )
@@ -285,7 +308,6 @@ def launch_failure(
     return _FAILURES.get(exit_code or 0)
 
 
-@functools.cache
 def _is_bash(shell: str) -> bool:
     return os.path.basename(os.path.realpath(shell)) == "bash"
 

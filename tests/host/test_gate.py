@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,6 +79,19 @@ async def test_nothing_of_the_service_executes_before_the_gate_opens(host, tmp_p
     exited = await host.next()
     assert exited == ProcessExited(run=1, exit_code=0, usage=exited.usage)
     assert trace.read_text() == "ran\n"
+
+
+@pytest.mark.parametrize("path", [gate.GATE, native_gate.FOLDER])
+async def test_a_gate_that_somebody_has_removed_is_made_again(host, path):
+    folder = Path(host.runner._gates.shell).parent
+    removed = folder / path
+    if removed.is_dir():
+        shutil.rmtree(removed)
+    else:
+        removed.unlink(missing_ok=True)
+    host.spawn(SH, "-c", "exit 7")
+    assert host.runner.open_gate("s", 1)
+    assert (await host.next()).exit_code == 7
 
 
 async def test_the_gate_opens_once(host):
