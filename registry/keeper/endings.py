@@ -57,6 +57,8 @@ class Endings:
         self._latest = latest
         self._heard = heard
         self._ended: dict[Key, OutputEnded] = {}
+        self._untold: dict[str, ev.Record] = {}
+        """The latest end of a service of which nothing is told yet: the journal need not be asked for it."""
         self._known: asyncio.Queue[OutputEnded] = asyncio.Queue(WAITING_MAX)
 
     def output_ended(self, ended: OutputEnded) -> None:
@@ -80,8 +82,11 @@ class Endings:
             return
         match record.event:
             case ev.OutputEnded():
-                self._heard(record.service, record.run)
+                self._is_told(record.service, record.run)
+            case ev.Removed():
+                self._untold.pop(record.service, None)
             case ev.Exited() | ev.Lost():
+                self._untold[record.service] = record
                 ended = self._ended.pop((record.service, record.run), None)
                 if ended is not None:
                     self._put(ended)
@@ -103,22 +108,36 @@ class Endings:
         try:
             self._known.put_nowait(ended)
         except asyncio.QueueFull:
-            self._heard(ended.service, ended.run)
+            self._is_told(ended.service, ended.run)
+
+    def _is_told(self, name: str, run: int) -> None:
+        """Of this run nothing is left to say."""
+        end = self._untold.get(name)
+        if end is not None and end.run == run:
+            del self._untold[name]
+        self._heard(name, run)
+
+    async def _end_of(self, ended: OutputEnded) -> tuple[ev.Record | None, bool]:
+        """The event of the run's end, if any, and whether the journal has its last words already."""
+        end = self._untold.get(ended.service)
+        if end is not None and end.run == ended.run:
+            return end, False
+        events = [record for record in await self._latest(ended.service) if record.run == ended.run]
+        ends = (each for each in reversed(events) if isinstance(each.event, ev.Exited | ev.Lost))
+        return next(ends, None), any(isinstance(each.event, ev.OutputEnded) for each in events)
 
     async def _deal_with(self, ended: OutputEnded) -> None:
-        events = [record for record in await self._latest(ended.service) if record.run == ended.run]
-        end = next((r for r in reversed(events) if isinstance(r.event, ev.Exited | ev.Lost)), None)
+        end, is_told = await self._end_of(ended)
         service = self._find(ended.service)
-        is_told = any(isinstance(record.event, ev.OutputEnded) for record in events)
         is_ill = service is not None and end is not None and _is_ill(end.event, service.definition)
         if is_told or service is None or not (is_ill or ended.dropped):
-            self._heard(ended.service, ended.run)
+            self._is_told(ended.service, ended.run)
             return
         lines: list[str] = []
         if ended.log is not None:
             lines = await asyncio.to_thread(_words, ended.log.path, ended.run)
         if not (lines or ended.dropped):
-            self._heard(ended.service, ended.run)
+            self._is_told(ended.service, ended.run)
             return
         cause = end.seq if end is not None else None
         given = inp.OutputEnded(

@@ -187,3 +187,18 @@ def test_the_event_is_told_in_a_sentence() -> None:
         told(ev.OutputEnded(lines=("Traceback", "\x1balas", ""))) == "said last (run 4): \\x1balas"
     )
     assert told(ev.OutputEnded(dropped=1)) == "said nothing (run 4), 1 byte of output lost"
+
+
+async def test_an_end_that_was_just_committed_is_not_looked_for_in_the_journal(world) -> None:
+    world.run_ends(exit_code=3)
+    world.records.clear()
+    world.output_ends()
+    assert (await world.given.get()).cause == 10
+
+
+async def test_the_end_of_an_earlier_run_is_looked_for_in_the_journal(world) -> None:
+    world.run_ends(exit_code=3)
+    later = ev.Exited(source=State.RUNNING, dest=State.FAILED, reason=Reason.EXIT_CODE, exit_code=0)
+    world.endings.committed(ev.Record(20, 0, 0, 20, "web", RUN + 1, None, None, later))
+    world.output_ends()
+    assert (await world.given.get()).cause == 10
