@@ -59,20 +59,20 @@ class Kept:
 
         Raises OSError, LaunchError.
         """
-        path = self._folder / f"output.{os.getpid()}"
+        path = os.path.join(self._folder, f"output.{os.getpid()}")
         try:
-            path.unlink(missing_ok=True)
+            _remove(path)
             os.mkfifo(path, 0o600)
             if uid is not None:
                 _give(path, uid)
             output = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             try:
-                yield str(path), output
+                yield path, output
             except BaseException:
                 os.close(output)
                 raise
         finally:
-            path.unlink(missing_ok=True)
+            _remove(path)
 
     def keep(self, process: Process, output: int | None, logs: Logs | None) -> None:
         """Hand a run to the keeper. Raises OSError."""
@@ -135,7 +135,12 @@ def _warn(process: Process, what: str, error: OSError) -> None:
     _log.warning("%s: %s: %s", process.service, what, error.strerror)
 
 
-def _give(path: Path, uid: int) -> None:
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _give(path: str, uid: int) -> None:
     try:
         os.chown(path, uid, -1)
     except PermissionError:

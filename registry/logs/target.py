@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 import msgspec
 
@@ -19,4 +19,4 @@ class LogTarget(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, logs: Logs, service: str) -> LogTarget:
         """The target of `service`: `dir`/NAME.log."""
-        return cls(str(Path(logs.dir) / f"{service}.log"), logs.size_max, logs.files_max)
+        return cls(os.path.join(logs.dir, f"{service}.log"), logs.size_max, logs.files_max)
