@@ -12,6 +12,7 @@ import ctypes
 CALM_S = 2.0
 """So long after a use that free memory is given back: at most so often, and never while nothing happens."""
 _M_ARENA_MAX = -8  # malloc.h of glibc
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 def share() -> None:
@@ -21,16 +22,21 @@ def share() -> None:
         library.mallopt(_M_ARENA_MAX, 1)
 
 
+def give_back() -> None:
+    """Give back what is free now, wherever it lies."""
+    if _TRIM is not None:
+        _TRIM(0)
+
+
 class Heap:
     """This process's. `was_used` is for whoever has let go of memory."""
 
     def __init__(self) -> None:
-        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         self._timer: asyncio.TimerHandle | None = None
 
     def was_used(self) -> None:
         """Something was done: look in a little while for what is free since."""
-        if self._timer is None and self._trim is not None:
+        if self._timer is None and _TRIM is not None:
             self._timer = asyncio.get_running_loop().call_later(CALM_S, self._give_back)
 
     def close(self) -> None:
@@ -40,5 +46,4 @@ class Heap:
 
     def _give_back(self) -> None:
         self._timer = None
-        assert self._trim is not None
-        self._trim(0)
+        give_back()

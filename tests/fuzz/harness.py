@@ -19,6 +19,7 @@ from random import Random
 from types import FrameType, MappingProxyType
 from typing import NamedTuple
 
+from registry.host.heap import give_back
 from tests.fuzz.mutate import Recipe, shrink
 
 CPU_MAX_S = 2.0
@@ -231,5 +232,6 @@ def _watched() -> Iterator[None]:
 
 def _resident() -> int:
     gc.collect()
+    give_back()
     fields = Path("/proc/self/statm").read_bytes().split()
     return int(fields[1]) * resource.getpagesize()

@@ -38,12 +38,14 @@ async def test_a_burst_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(survivors) == BURST // PIECE // SURVIVES
 
 
-def test_it_is_asked_once_for_many_uses_and_never_while_nothing_happens(on_virtual_time) -> None:
+def test_it_is_asked_once_for_many_uses_and_never_while_nothing_happens(
+    on_virtual_time, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[float] = []
 
     async def scene(clock) -> None:
         used = Heap()
-        used._trim = lambda _pad: asked.append(clock.now_s)
+        monkeypatch.setattr(heap, "_TRIM", lambda _pad: asked.append(clock.now_s))
         for _ in range(3):
             used.was_used()
             await asyncio.sleep(CALM_S / 4)
