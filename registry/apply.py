@@ -58,7 +58,8 @@ class Configuration:
 
     async def plan(self) -> Plan:
         """What the files would change now. Raises ApiError(INVALID_CONFIG)."""
-        return await self._compare(await self._load())
+        async with self._one_at_a_time:  # many may ask, and each reading takes memory
+            return await self._compare(await self._load())
 
     async def apply(self, actor: Actor | None) -> Plan:
         """Take the files up; what that changed. Raises ApiError."""

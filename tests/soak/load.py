@@ -64,6 +64,7 @@ WRONG = (
 SIGNALS = ("CONT", "USR1", "STOP", "TERM", "KILL", "HUP")
 Reader = asyncio.StreamReader
 Writer = asyncio.StreamWriter
+Habit = Callable[[Random, Reader, Writer], Awaitable[None]]
 GONE = (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError, ValueError)
 
 
@@ -85,12 +86,23 @@ class Load:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds), asyncio.TaskGroup() as tasks:
                 for _ in range(CLIENTS):
-                    tasks.create_task(self._go_on(self._client, 0.3))
+                    tasks.create_task(self._go_on(self._any_client, 0.3))
                 for _ in range(OPERATORS):
                     tasks.create_task(self._go_on(self._operator, 1.0))
                 tasks.create_task(self._go_on(self._change, seconds / 4))
                 tasks.create_task(self._go_on(self._kill, 1.0))
                 tasks.create_task(self._go_on(self._command_line, 8.0))
+
+    async def crowd(self, seconds: float) -> None:
+        """Greedy clients, each kind as often at once as there are clients: by chance that comes late, or never.
+
+        What memory a peak takes is taken early then, and what comes later is growth.
+        """
+        for habit in GREEDY:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds), asyncio.TaskGroup() as tasks:
+                    for _ in range(CLIENTS):
+                        tasks.create_task(self._go_on(lambda: self._client(habit), 0))  # noqa: B023
 
     async def _go_on(self, habit: Callable[[], Awaitable[str]], pause_s: float) -> None:
         while True:
@@ -106,10 +118,10 @@ class Load:
 
     # --- clients ----------------------------------------------------------------------------------
 
-    async def _client(self) -> str:
-        habit = self._chance.choice(
-            (_ask, _ask_much, _follow, _follow, _never_read, _send_half, _idle, _babble, _shout)
-        )
+    async def _any_client(self) -> str:
+        return await self._client(self._chance.choice(HABITS))
+
+    async def _client(self, habit: Habit) -> str:
         reader, writer = await asyncio.open_unix_connection(self._fleet.socket, limit=READ_MAX)
         try:
             await habit(self._chance, reader, writer)
@@ -262,3 +274,10 @@ async def _read_line(reader: Reader) -> None:
     while data := await reader.read(1 << 16):
         if b"\n" in data:
             return
+
+
+HABITS: tuple[Habit, ...] = (
+    _ask, _ask_much, _follow, _follow, _never_read, _send_half, _idle, _babble, _shout,
+)  # fmt: skip
+GREEDY: tuple[Habit, ...] = (_never_read, _ask_much, _ask)
+"""Those for whom the registry holds most."""

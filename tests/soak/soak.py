@@ -172,6 +172,7 @@ class Soak:
     async def _cycle(self, pace: Pace, *, storm: bool, keeper_dies: bool) -> None:
         with contextlib.suppress(RegistryError):
             await self._ask("start", service=f"tag:{RESTLESS}")
+        await self._load.crowd(pace.load_s / 8)
         self._load.wrong = 0.0 if storm else WRONG  # a registry that starts on a wrong one ends
         loading = asyncio.create_task(self._load.run(pace.load_s * (2 if storm else 1)))
         try:
