@@ -93,14 +93,14 @@ class Load:
                 tasks.create_task(self._go_on(self._kill, 1.0))
                 tasks.create_task(self._go_on(self._command_line, 8.0))
 
-    async def crowd(self, seconds: float) -> None:
+    async def crowd(self, total_s: float) -> None:
         """Greedy clients, each kind as often at once as there are clients: by chance that comes late, or never.
 
         What memory a peak takes is taken early then, and what comes later is growth.
         """
         for habit in GREEDY:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds), asyncio.TaskGroup() as tasks:
+                async with asyncio.timeout(total_s / len(GREEDY)), asyncio.TaskGroup() as tasks:
                     for _ in range(CLIENTS):
                         tasks.create_task(self._go_on(lambda: self._client(habit), 0))  # noqa: B023
 

@@ -85,6 +85,8 @@ class Soak:
         self._tell = told
         self._began_s = time.monotonic()
         self._life = 0
+        self._crowded = 0
+        """The life that has seen a crowd."""
         self._keeper_lives: list[sight.Key] = []
         self._load = Load(fleet, self._chance, self._mark)
         self.outcome.done = self._load.done
@@ -172,7 +174,9 @@ class Soak:
     async def _cycle(self, pace: Pace, *, storm: bool, keeper_dies: bool) -> None:
         with contextlib.suppress(RegistryError):
             await self._ask("start", service=f"tag:{RESTLESS}")
-        await self._load.crowd(pace.load_s / 8)
+        if self._crowded != self._life:
+            await self._load.crowd(pace.load_s)
+            self._crowded = self._life
         self._load.wrong = 0.0 if storm else WRONG  # a registry that starts on a wrong one ends
         loading = asyncio.create_task(self._load.run(pace.load_s * (2 if storm else 1)))
         try:
