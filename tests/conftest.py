@@ -69,10 +69,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the marks in this hook, too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs all tests that need the installed wheel, so that it is built once."""
+    """One process runs all tests that need the installed wheel, so that it is built once; it begins with them."""
     for item in items:
-        if {"wheel", "installed"} & set(getattr(item, "fixturenames", ())):
+        if _needs_wheel(item):
             item.add_marker(pytest.mark.xdist_group("installed"))
+    items.sort(key=lambda item: not _needs_wheel(item))
+
+
+def _needs_wheel(item: pytest.Item) -> bool:
+    return not {"wheel", "installed"}.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 def _is_worker(config: pytest.Config) -> bool:

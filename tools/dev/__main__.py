@@ -14,7 +14,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from dev import venv  # noqa: E402 - found only by the line before
 
-SIDE_BY_SIDE = ["-n", "4", "--dist", "loadgroup"]
+SIDE_BY_SIDE = ["-n", "6", "--dist", "loadgroup"]
 """More processes than cores: most tests wait for something most of the time."""
 LINTS = (
     ("ruff", "check", "."),
