@@ -146,6 +146,8 @@ def cluster() -> Iterator[Path]:
         subprocess.run(command, check=True, user=USER, cwd=folder, stdout=subprocess.DEVNULL)
         with (Path(folder) / "postgresql.conf").open("a") as file:
             file.write("listen_addresses = ''\nfsync = off\nunix_socket_directories = '.'\n")
+            # in its folder: one that is killed leaves it in /dev/shm else
+            file.write("dynamic_shared_memory_type = mmap\n")
         yield Path(folder)
 
 
