@@ -308,6 +308,7 @@ class Daemon:
         self._endings = Endings(
             self._find,
             self._observe,
+            lambda: self._registry.recent,
             lambda service: self._latest(journal, service),
             self._keeper.heard,
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Reversible
 from pathlib import Path
 from signal import SIGKILL
 
@@ -43,22 +43,25 @@ _log = logging.getLogger(__name__)
 
 
 class Endings:
-    """Outputs that have ended. `latest(service)` reads its latest events, oldest first."""
+    """Outputs that have ended.
+
+    `recent` are the latest events of all, those that cannot be written yet included; `latest(service)` reads its own.
+    """
 
     def __init__(
         self,
         find: Callable[[str], Service | None],
         observe: Callable[[str, inp.Observation], None],
+        recent: Callable[[], Reversible[ev.Record]],
         latest: Callable[[str], Awaitable[list[ev.Record]]],
         heard: Callable[[str, int], None],
     ) -> None:
         self._find = find
         self._observe = observe
+        self._recent = recent
         self._latest = latest
         self._heard = heard
         self._ended: dict[Key, OutputEnded] = {}
-        self._untold: dict[str, ev.Record] = {}
-        """The latest end of a service of which nothing is told yet: the journal need not be asked for it."""
         self._known: asyncio.Queue[OutputEnded] = asyncio.Queue(WAITING_MAX)
 
     def output_ended(self, ended: OutputEnded) -> None:
@@ -82,11 +85,8 @@ class Endings:
             return
         match record.event:
             case ev.OutputEnded():
-                self._is_told(record.service, record.run)
-            case ev.Removed():
-                self._untold.pop(record.service, None)
+                self._heard(record.service, record.run)
             case ev.Exited() | ev.Lost():
-                self._untold[record.service] = record
                 ended = self._ended.pop((record.service, record.run), None)
                 if ended is not None:
                     self._put(ended)
@@ -108,36 +108,34 @@ class Endings:
         try:
             self._known.put_nowait(ended)
         except asyncio.QueueFull:
-            self._is_told(ended.service, ended.run)
+            self._heard(ended.service, ended.run)
 
-    def _is_told(self, name: str, run: int) -> None:
-        """Of this run nothing is left to say."""
-        end = self._untold.get(name)
-        if end is not None and end.run == run:
-            del self._untold[name]
-        self._heard(name, run)
-
-    async def _end_of(self, ended: OutputEnded) -> tuple[ev.Record | None, bool]:
-        """The event of the run's end, if any, and whether the journal has its last words already."""
-        end = self._untold.get(ended.service)
-        if end is not None and end.run == ended.run:
-            return end, False
-        events = [record for record in await self._latest(ended.service) if record.run == ended.run]
-        ends = (each for each in reversed(events) if isinstance(each.event, ev.Exited | ev.Lost))
-        return next(ends, None), any(isinstance(each.event, ev.OutputEnded) for each in events)
+    def _since_its_end(self, ended: OutputEnded) -> list[ev.Record]:
+        """The events of a run from its end on, oldest first; none where that was long ago."""
+        found = []
+        for record in reversed(self._recent()):
+            if (record.service, record.run) == (ended.service, ended.run):
+                found.append(record)
+                if isinstance(record.event, ev.Exited | ev.Lost):
+                    return found[::-1]
+        return []
 
     async def _deal_with(self, ended: OutputEnded) -> None:
-        end, is_told = await self._end_of(ended)
+        events = self._since_its_end(ended) or [
+            record for record in await self._latest(ended.service) if record.run == ended.run
+        ]
+        end = next((r for r in reversed(events) if isinstance(r.event, ev.Exited | ev.Lost)), None)
         service = self._find(ended.service)
+        is_told = any(isinstance(record.event, ev.OutputEnded) for record in events)
         is_ill = service is not None and end is not None and _is_ill(end.event, service.definition)
         if is_told or service is None or not (is_ill or ended.dropped):
-            self._is_told(ended.service, ended.run)
+            self._heard(ended.service, ended.run)
             return
         lines: list[str] = []
         if ended.log is not None:
             lines = await asyncio.to_thread(_words, ended.log.path, ended.run)
         if not (lines or ended.dropped):
-            self._is_told(ended.service, ended.run)
+            self._heard(ended.service, ended.run)
             return
         cause = end.seq if end is not None else None
         given = inp.OutputEnded(
