@@ -65,10 +65,8 @@ def judging() -> Iterator[Judge]:
         whole = [runner.run(_closed(Path(folder, "a.db"), records)), b"", b""]
         killed = runner.run(_killed(Path(folder, "b.db"), records))
         path = Path(folder, "j", "registry.db")
-        out, err = (
-            io.StringIO(),
-            io.StringIO(),
-        )  # the same for all: click keeps each that it writes to
+        # the same for all: click keeps each that it writes to
+        out, err = io.StringIO(), io.StringIO()
 
         def judge(data: bytes) -> None:
             shutil.rmtree(path.parent, ignore_errors=True)

@@ -12,7 +12,7 @@ import pytest
 from tests.simulation.world import simulate
 
 HERE = Path(__file__).parent
-SEEDS = 18
+SEEDS = 36
 HOURS = 0.4
 DIGESTS = {
     1: "a0948abf46e99b8116cc0ec35bb4b22557b031f53865544a5102615fb2bc7b70",

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -102,7 +103,7 @@ class Load:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(total_s / len(GREEDY)), asyncio.TaskGroup() as tasks:
                     for _ in range(CLIENTS):
-                        tasks.create_task(self._go_on(lambda: self._client(habit), 0))  # noqa: B023
+                        tasks.create_task(self._go_on(partial(self._client, habit), 0))
 
     async def _go_on(self, habit: Callable[[], Awaitable[str]], pause_s: float) -> None:
         while True:
