@@ -87,6 +87,8 @@ class Soak:
         self._life = 0
         self._crowded = 0
         """The life that has seen a crowd."""
+        self._is_bereft = False
+        """What was left with registry and keeper died with both: who left it is to leave it anew."""
         self._keeper_lives: list[sight.Key] = []
         self._load = Load(fleet, self._chance, self._mark)
         self.outcome.done = self._load.done
@@ -159,8 +161,7 @@ class Soak:
         await self._ask("upgrade")
         await self._up(before)
         self._life += 1
-        # what was left with registry and keeper died with both: each leaves it anew
-        await self._ask_for_sure("restart", service=["saver-*", "held-*"])
+        self._is_bereft = True
 
     def _die(self, victim: str) -> None:
         self._mark(f"{victim} killed")
@@ -243,6 +244,9 @@ class Soak:
 
     async def _calm_down(self) -> None:
         await self._ask_for_sure("apply")
+        if self._is_bereft:
+            await self._ask_for_sure("restart", service=["saver-*", "held-*"])
+            self._is_bereft = False
         await self._ask_for_sure("stop", service=f"tag:{RESTLESS}")
         await self._ask_for_sure("start", service=f"tag:{STEADY}")
         while await self._restless():  # noqa: ASYNC110 - it is another process that is waited for
