@@ -6,9 +6,9 @@ may be anybody's, and only the mark counts. Law 2: what cannot be looked at just
 Law 3: the main process is whose end is the run's, the leader is who began its session: mostly the same, until
 a service names another main process.
 
-As a subreaper, the orphans of a service whose main process ended are our own children: a short list. For
-the others, and where there is no such list, every process is looked at, once in a turn of the loop: the pidfds that
-tell it of ends have done so before.
+As a subreaper, the orphans of a service whose main process ended are children of our first thread, which has hardly
+any others (`spawning.py`): a short list. For the others, and where there is no such list, every process is looked at,
+once in a turn of the loop: the pidfds that tell it of ends have done so before.
 """
 
 from __future__ import annotations
@@ -77,6 +77,11 @@ class Process(msgspec.Struct, eq=False):
     def is_led_by_main(self) -> bool:
         """Whether its main process began its session."""
         return self.pid == self.leader
+
+    @property
+    def is_told_by_signal(self) -> bool:
+        """Whether SIGCHLD surely tells of its main process's end; else its pidfd does."""
+        return self.is_child and self.is_led_by_main
 
     def close(self) -> None:
         """Let go of it, whatever it does: at its gate it ends. A cgroup that nobody lives in is removed."""
@@ -229,7 +234,7 @@ class Groups:
     def _look_at_descendants(self, process: Process) -> tuple[list[proc.Stat], set[int]]:
         members: list[proc.Stat] = []
         unsure: set[int] = set()
-        waiting = self._own_children(process.leader)
+        waiting = self._own_children(process)
         while waiting:
             pid = waiting.pop()
             stat = proc.stat(pid)
@@ -273,14 +278,15 @@ class Groups:
         session = self._sessions.get(pid)
         return session is not None and session != leader and session in self.led
 
-    def _own_children(self, leader: int | None) -> list[int]:
-        """Our children, but for those that other leaders hold, and those known to be another's or nobody's."""
+    def _own_children(self, process: Process) -> list[int]:
+        """A leader that lives; orphans left to us, unless they lead, or are known to be another's or nobody's."""
         own = self._own if self._own is not None else proc.own_children()
         self._own = own if self._looks_once else None
+        leader = process.leader
         waiting = [
             pid for pid in own - self.led - self._strangers if not self._is_left(pid, leader)
         ]
-        if leader in own and leader in self.led:
+        if leader is not None and not process.leader_gone:
             waiting.append(leader)
         return waiting
 

@@ -83,7 +83,7 @@ def mark(pid: int) -> str | None:
 
 
 def own_children() -> set[int]:
-    """The pids of our own children; orphans are left to our main thread, too, which alone spawns. Raises OSError."""
+    """The pids of our first thread's children, to which orphans are left. Raises OSError."""
     pid = os.getpid()
     return set(map(int, (_read(f"/proc/{pid}/task/{pid}/children") or b"").split()))
 

@@ -28,14 +28,12 @@ from registry.host.commands import Commands
 from registry.host.kept import Kept, OutputKeeper
 from registry.host.launch import Launch, LaunchError
 from registry.host.members import Groups, Process, owner_of
+from registry.host.spawning import Spawning
 
 RECHECK_S = 0.05
 """How often is looked at what nobody tells us about: where a pidfd cannot be had, or says too little."""
 REAP_MAX, REAP_S = 256, 0.004
-"""How many ended children are taken at once, and for how long; then others have their turn. The kernel names the
-oldest first, so that a service's end is not behind those that somebody's fork bomb leaves to us meanwhile.
-"""
-
+"""How many ended children are taken at once, and for how long: the oldest first, so a fork bomb's after a service's."""
 
 Ended = tuple[int, proc.Stat | None, int, resource.struct_rusage]
 """A child that was reaped: pid, what it was as a zombie, status, usage."""
@@ -63,11 +61,13 @@ class Runner:
         self._capabilities = capabilities
         self._setpriv = find_setpriv() if capabilities.setpriv else None
         self._groups = Groups(capabilities)
+        self._spawning = Spawning()
         self._kept = Kept(folder, keeper)
         self._commands = Commands(folder, self._spawn_gated, self._kept.fifo, self._groups.led)
         self._observe = observe
         self._processes: dict[tuple[str, int], Process] = {}
         self._by_number: dict[int, Process] = {}
+        self._left: dict[Process, None] = {}  # those whose main process is gone
         self._in_a_hurry = False
         self._reaps_next: bool | None = None  # None: nothing was reaped in this turn
         self.before_reap: Callable[[str], None] = lambda _service: None
@@ -87,6 +87,7 @@ class Runner:
         asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
         for process in list(self._processes.values()):
             self._forget(process)
+        self._spawning.close()
 
     def spawn(
         self, service: str, run: int, mark: str, launch: Launch, logs: Logs | None
@@ -121,7 +122,7 @@ class Runner:
     def _spawn_gated(
         self, launch: Launch, stdin: int | None = None, output: str = os.devnull
     ) -> gate.Gated:
-        return gate.spawn(self._gates, launch, self._setpriv, output, stdin)
+        return self._spawning.do(gate.spawn, self._gates, launch, self._setpriv, output, stdin)
 
     def _spawn_kept(self, launch: Launch) -> tuple[gate.Gated, int]:
         """The process, and our end of its output."""
@@ -141,7 +142,9 @@ class Runner:
 
     def _add(self, process: Process) -> None:
         self._processes[process.service, process.run] = process
-        if process.pid is not None and not process.main_gone:
+        if process.main_gone:
+            self._left[process] = None
+        elif process.pid is not None:
             self._by_number[process.pid] = process
         if process.leader is not None and not process.leader_gone:
             self._by_number[process.leader] = process
@@ -168,8 +171,7 @@ class Runner:
 
     def _watch_main(self, process: Process) -> None:
         """A main process whose end SIGCHLD need not tell us."""
-        is_ours = process.is_child and process.is_led_by_main
-        if process.pidfd is not None and not is_ours:
+        if process.pidfd is not None and not process.is_told_by_signal:
             asyncio.get_running_loop().add_reader(process.pidfd, self._stranger_ended, process)
         if process.pidfd is None or not process.opened:
             self._recheck_later(process)
@@ -266,9 +268,8 @@ class Runner:
         with self._groups.looking_once():
             for child in taken:
                 self._child_ended(*child)
-            for process in list(self._processes.values()):
-                if process.main_gone:
-                    self._check_group(process)
+            for process in tuple(self._left):
+                self._check_group(process)
 
     def _next_ended(self) -> Ended | None:
         """The next ended child, reaped."""
@@ -335,7 +336,7 @@ class Runner:
         self._main_ended(process, code)
 
     def _stop_watching(self, process: Process) -> None:
-        if process.pidfd is not None:
+        if process.pidfd is not None and not process.is_told_by_signal:
             asyncio.get_running_loop().remove_reader(process.pidfd)
 
     def _main_ended(
@@ -348,10 +349,9 @@ class Runner:
     ) -> None:
         assert process.pid is not None
         process.main_gone = True
+        self._left[process] = None
         process.leader_gone |= process.is_led_by_main
-        if (
-            process.is_child or process.pidfd is None
-        ):  # it may have ended since everyone was looked at
+        if process.is_child or process.pidfd is None:  # since everyone was looked at, maybe
             self._groups.look_anew()
         self._stop_watching(process)
         self._forget_number(process.pid, process)
@@ -437,6 +437,7 @@ class Runner:
         for number in (process.pid, process.leader):
             self._forget_number(number, process)
         process.close()
+        self._left.pop(process, None)
         if self._processes.get((process.service, process.run)) is process:
             del self._processes[process.service, process.run]
 

@@ -138,6 +138,7 @@ class Keeper:
         self._watched: set[str] = set()
         self._unheard: set[Key] = set()
         self._pending: deque[Outgoing] = deque()
+        self._waits_for_room = False
         self._channel: Channel | None = None
         self._is_ready = False
         self._was_ready = False
@@ -360,7 +361,7 @@ class Keeper:
             self._loop.remove_writer(self._channel.fileno())
             self._channel.close()
             self._channel = None
-        self._is_ready = False
+        self._is_ready = self._waits_for_room = False
         self._pending.clear()
         self._runs.forget_theirs()
         self._slots.forget_theirs()
@@ -495,10 +496,11 @@ class Keeper:
         except OSError as error:
             self._lose(f"is gone: {error}")
             return
-        if is_sent:
-            self._loop.remove_writer(channel.fileno())
-        else:
+        if not is_sent:
             self._loop.add_writer(channel.fileno(), self._flush)
+        elif self._waits_for_room:
+            self._loop.remove_writer(channel.fileno())
+        self._waits_for_room = not is_sent
 
     def _send_pending(self, channel: Channel) -> bool:
         while self._pending:

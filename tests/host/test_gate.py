@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -59,8 +60,11 @@ def environment(pid: int) -> dict[str, str]:
 
 
 def descriptors(pid: int) -> dict[int, str]:
-    folder = Path(f"/proc/{pid}/fd")
-    return {int(path.name): os.readlink(path) for path in folder.iterdir()}
+    found = {}
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a library that is being linked
+            found[int(path.name)] = os.readlink(path)
+    return found
 
 
 def open_descriptors() -> set[str]:
