@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from registry.host import proc
+
 SLEEP = 'cmd = ["sleep", "1000"]'
 ROOT = Path(__file__).parents[2]
 
@@ -40,9 +42,8 @@ def marked(box, name: str) -> list[int]:
 
 def children(pid: int) -> list[str]:
     """The states of a process's children: Z for one that nobody has reaped."""
-    pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     states = []
-    for child in pids:
+    for child in proc.children(pid):
         with contextlib.suppress(OSError):
             states.append(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0])
     return states

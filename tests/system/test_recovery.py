@@ -393,15 +393,12 @@ def test_health_goes_on_after_adoption(box):
 
 KILLED_AT_THE_GATE = """
 import os, signal, sys
-from registry.host import gate
+from registry.host import gate, proc
 
 def hold_what_waits_there():
-    with open(f"/proc/self/task/{{os.getpid()}}/children") as file:
-        pids = file.read().split()
-    for pid in pids:
-        with open(f"/proc/{{pid}}/comm") as file:
-            if file.read() == "svc-gate\\n":
-                os.kill(int(pid), signal.SIGSTOP)
+    for pid in proc.children(os.getpid()):
+        if proc.stat(pid).comm == gate.GATE:
+            os.kill(pid, signal.SIGSTOP)
 
 def open_gate(_gate):
     {before}
