@@ -49,17 +49,39 @@ REACH_S = 10.0
 LOCK_RETRY_S = 0.05
 """Between two looks at a log file that a dying keeper still holds; LogFile bounds their number."""
 
+RATE_MAX = 16 << 20
+"""Bytes a second of one output, once as much as its log holds went faster. Who writes more waits, nothing is dropped:
+else he and we, who move it, take two processors from everybody else.
+"""
 
 HEAR_OUT_MAX = 16
 """How often is read what a client that is to be left has still said."""
 
 
+class Pace:
+    """How fast one output may go: a token bucket."""
+
+    __slots__ = ("_at_s", "_used")
+
+    def __init__(self) -> None:
+        self._used = 0.0
+        self._at_s = time.monotonic()
+
+    def wait_s(self, moved: int, burst: int) -> float:
+        """How long the output is to wait after so many bytes more, of which `burst` may come at once."""
+        now_s = time.monotonic()
+        self._used = max(0.0, self._used - (now_s - self._at_s) * RATE_MAX) + moved
+        self._at_s = now_s
+        return max(0.0, (self._used - burst) / RATE_MAX)
+
+
 class Entry:
     """What is kept of one run. `is_unheard`: its output has ended and no daemon has taken note yet."""
 
-    __slots__ = ("dropped", "is_unheard", "log", "output", "pidfd", "spec")
+    __slots__ = ("dropped", "is_unheard", "log", "output", "pace", "pidfd", "spec")
 
     def __init__(self) -> None:
+        self.pace = Pace()
         self.output: int | None = None
         self.pidfd: int | None = None
         self.log: LogFile | None = None
@@ -92,8 +114,8 @@ class Loop:
         self._entries: dict[Key, Entry] = {}
         self._logs: dict[str, LogFile] = {}
         self._troubles: dict[str, str] = {}
-        self._locked: set[Key] = set()
-        self._locked_due = 0.0
+        self._paused: dict[Key, float] = {}
+        """Outputs that nobody listens to just now, and when that is over."""
         self._client: Channel | None = None
         self._slots = Slots(self._selector, say)
         self._outbox: list[Callable[[], Composed]] = []
@@ -128,9 +150,10 @@ class Loop:
             self._turn(self._wait_s())
 
     def _wait_s(self) -> float | None:
-        if self._locked:
-            return LOCK_RETRY_S
-        return REACH_S if self._client is None else None
+        until_s = [due_s - time.monotonic() for due_s in self._paused.values()]
+        if self._client is None:
+            until_s.append(REACH_S)
+        return max(0.0, min(until_s)) if until_s else None
 
     def close(self) -> None:
         """Give back what it opened itself; what it keeps is for the end of the process to close."""
@@ -141,9 +164,8 @@ class Loop:
     def _turn(self, timeout_s: float | None) -> None:
         for ready, _ in self._selector.select(timeout_s):
             ready.data()
-        if self._locked and time.monotonic() >= self._locked_due:
-            for key in list(self._locked):
-                self._move(key)
+        if self._paused:
+            self._resume_due()
         self._compress_next()
         self._tell()
 
@@ -375,19 +397,21 @@ class Loop:
         try:
             taken = self._take(entry, entry.output, key[1])
         except BlockingIOError:
-            self._unlock(key, entry.output)
             return
         except LockedError:
-            self._wait_for_lock(key, entry.output)
+            self._pause(key, entry.output, LOCK_RETRY_S)
             return
         except OSError as error:
             self._say(f"cannot read the output of {key[0]}: {error.strerror}")
             taken = 0
-        self._unlock(key, entry.output)
         if taken == 0:
             self._end_output(key)
-        elif key[0] in self._watched:
+            return
+        if key[0] in self._watched:
             self._grown[key[0]] = None
+        holds = entry.log.size_max * entry.log.files_max if entry.log is not None else 0
+        if wait_s := entry.pace.wait_s(taken, holds):
+            self._pause(key, entry.output, wait_s)
 
     def _take(self, entry: Entry, output: int, run: int) -> int:
         log = entry.log
@@ -410,16 +434,16 @@ class Loop:
             )
             self._troubles[log.path] = log.trouble
 
-    def _wait_for_lock(self, key: Key, output: int) -> None:
-        self._locked_due = time.monotonic() + LOCK_RETRY_S
-        if key not in self._locked:
-            self._locked.add(key)
-            self._selector.unregister(output)
+    def _pause(self, key: Key, output: int, wait_s: float) -> None:
+        self._paused[key] = time.monotonic() + wait_s
+        self._selector.unregister(output)
 
-    def _unlock(self, key: Key, output: int) -> None:
-        if key in self._locked:
-            self._locked.discard(key)
-            self._selector.register(output, selectors.EVENT_READ, partial(self._move, key))
+    def _resume_due(self) -> None:
+        now_s = time.monotonic()
+        for key in [key for key, due_s in self._paused.items() if due_s <= now_s]:
+            del self._paused[key]
+            if (output := self._entries[key].output) is not None:
+                self._listen_to(key, output)
 
     def _end_output(self, key: Key) -> None:
         entry = self._entries[key]
@@ -431,9 +455,8 @@ class Loop:
     def _close_output(self, key: Key, entry: Entry) -> None:
         if entry.output is None:
             return
-        if key in self._locked:
-            self._locked.discard(key)
-        elif entry.output in self._selector.get_map():
+        self._paused.pop(key, None)
+        if entry.output in self._selector.get_map():
             self._selector.unregister(entry.output)
         os.close(entry.output)
         log, entry.output, entry.log = entry.log, None, None

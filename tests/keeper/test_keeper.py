@@ -9,11 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from registry.keeper.client import ENDED_MAX
+from registry.keeper.loop import RATE_MAX, Pace
+from registry.logs.files import CHUNK, TURN_MAX
 from registry.logs.read import tail_and_follow
 from registry.logs.target import LogTarget
 
@@ -350,6 +353,38 @@ async def test_a_log_is_followed_across_rotation(make_side, make_output, log) ->
     follower.close()
     writer.wait()
     assert lines == [f"n {i}" for i in range(5000)]
+
+
+async def test_a_flood_waits_beyond_what_its_log_holds_and_nobody_else_does(
+    make_side, make_output, log, folder
+) -> None:
+    side, flood, other = make_side(), make_output(), make_output()
+    await side.connect()
+    began_s = time.monotonic()
+    side.keep("flood", 1, flood.reader, None, LogTarget(log.path, 1 << 20, 2))
+    side.keep("other", 1, other.reader, None, LogTarget(str(folder / "other.log"), 1000, 1))
+    written = 0
+    while written <= 2 << 20 or time.monotonic() < began_s + 0.5:
+        written += await asyncio.to_thread(os.write, flood.writer, b"." * 4095 + b"\n")
+    passed_s = time.monotonic() - began_s
+    assert written < (2 << 20) + passed_s * RATE_MAX + TURN_MAX + CHUNK
+    other.write("meanwhile\n")
+    other.end()
+    assert await side.ended.get() == ("other", 1, 0)
+    flood.end()  # what it wrote last has its turn, too
+    assert await side.ended.get() == ("flood", 1, 0)
+
+
+def test_an_output_that_is_slow_never_waits(monkeypatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    pace = Pace()
+    assert pace.wait_s(1000, burst=1000) == 0
+    assert pace.wait_s(RATE_MAX, burst=1000) == 1
+    now_s += 2
+    for _ in range(10):
+        now_s += 0.1
+        assert pace.wait_s(RATE_MAX // 10, burst=RATE_MAX // 10) == 0
 
 
 async def test_a_log_that_cannot_be_written_harms_no_other(
