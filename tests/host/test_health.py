@@ -262,19 +262,23 @@ async def test_http_over_a_unix_socket_asks_localhost_for_the_url(folder: Path) 
 
 
 @pytest.mark.parametrize(
-    ("handler", "error"),
+    ("handler", "timeout_s", "error"),
     [
-        (answering(b"HTTP/1.1 503 x\r\nContent-Length: 0\r\n\r\n"), "503 Service Unavailable"),
-        (answering(b""), "closed without an answer"),
-        (until_hung_up, "timed out after 0.2 s"),
+        (
+            answering(b"HTTP/1.1 503 x\r\nContent-Length: 0\r\n\r\n"),
+            PLENTY_S,
+            "503 Service Unavailable",
+        ),
+        (answering(b""), PLENTY_S, "closed without an answer"),
+        (until_hung_up, 0.2, "timed out after 0.2 s"),
     ],
     ids=["ill", "closes", "silent"],
 )
 async def test_http_over_a_unix_socket_is_judged_as_http(
-    folder: Path, handler: Handler, error: str
+    folder: Path, handler: Handler, timeout_s: float, error: str
 ) -> None:
     async with served_at(folder / "s", handler):
-        assert (await asked(f"http+unix:{folder}/s:/health", 0.2)).error == error
+        assert (await asked(f"http+unix:{folder}/s:/health", timeout_s)).error == error
 
 
 async def test_http_over_a_unix_socket_says_why_there_is_no_connection(folder: Path) -> None:
@@ -581,16 +585,22 @@ async def test_https_with_an_unknown_certificate_is_refused(server_tls: ssl.SSLC
 
 
 @pytest.mark.parametrize(
-    ("handler", "error"),
+    ("handler", "timeout_s", "error"),
     [
-        (repeating(b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"), "TLS failed: wrong version number"),
-        (until_hung_up, "timed out after 0.3 s"),
+        (
+            repeating(b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+            PLENTY_S,
+            "TLS failed: wrong version number",
+        ),
+        (until_hung_up, 0.3, "timed out after 0.3 s"),
     ],
     ids=["speaks plain HTTP", "says nothing"],
 )
-async def test_a_port_without_tls_is_a_failure(handler: Handler, error: str) -> None:
+async def test_a_port_without_tls_is_a_failure(
+    handler: Handler, timeout_s: float, error: str
+) -> None:
     async with served(handler) as port:
-        assert (await asked(f"https://127.0.0.1:{port}/", 0.3)).error == error
+        assert (await asked(f"https://127.0.0.1:{port}/", timeout_s)).error == error
 
 
 async def test_a_tls_handshake_that_is_cut_off_is_a_failure() -> None:
