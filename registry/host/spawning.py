@@ -27,7 +27,9 @@ class Spawning:
         self._thread.start()
 
     def do(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `work` returns or raises, done by the thread while the caller waits."""
+        """What `work` returns or raises, done by the thread while the caller waits; after `close` by the caller."""
+        if not self._thread.is_alive():
+            return work(*args, **kwargs)
         self._work.put(lambda: work(*args, **kwargs))
         result, error = self._outcomes.get()
         if error is not None:

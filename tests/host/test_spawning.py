@@ -65,3 +65,4 @@ def test_no_signal_wakes_it_and_it_ends():
     assert int(blocked, 16) >> 16 & 1  # SIGCHLD
     spawning.close()
     assert not Path(f"/proc/self/task/{thread}").exists()
+    assert spawning.do(int, "7") == 7  # nobody waits for who is not there
