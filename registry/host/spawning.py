@@ -2,7 +2,8 @@
 
 The kernel lists children by the thread that made them, and leaves orphans to a process's first thread (Linux:
 find_new_reaper, kernel/exit.c). That one's list, in which each end looks for what a run has left behind, has orphans
-alone then: with a thousand services it took 0.7 ms, with more the more. The hand-over takes 0.02 to 0.06 ms.
+alone then, and what an upgrade in place took over: with a thousand services it took 0.7 ms, with more the more. The
+hand-over takes 0.02 to 0.06 ms. A service that asked to die with its parent (PR_SET_PDEATHSIG) dies with the thread.
 """
 
 from __future__ import annotations

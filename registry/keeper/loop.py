@@ -38,7 +38,7 @@ from registry.keeper.protocol import (
 )
 from registry.keeper.slots import Composed, Slots
 from registry.logs.compress import Compression, waiting
-from registry.logs.files import CHUNK, LockedError, LogFile
+from registry.logs.files import CHUNK, TURN_MAX, LockedError, LogFile
 
 FIRST_CLIENT_S = 5.0
 """How long a new keeper waits for whoever started it."""
@@ -70,7 +70,8 @@ class Pace:
     def wait_s(self, moved: int, burst: int) -> float:
         """How long the output is to wait after so many bytes more, of which `burst` may come at once."""
         now_s = time.monotonic()
-        self._used = max(0.0, self._used - (now_s - self._at_s) * RATE_MAX) + moved
+        before = min(self._used, burst + TURN_MAX)  # a log that holds less than before is no debt
+        self._used = max(0.0, before - (now_s - self._at_s) * RATE_MAX) + moved
         self._at_s = now_s
         return max(0.0, (self._used - burst) / RATE_MAX)
 

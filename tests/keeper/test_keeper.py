@@ -387,6 +387,12 @@ def test_an_output_that_is_slow_never_waits(monkeypatch) -> None:
         assert pace.wait_s(RATE_MAX // 10, burst=RATE_MAX // 10) == 0
 
 
+def test_a_log_that_is_to_hold_less_is_no_debt() -> None:
+    pace = Pace()
+    assert pace.wait_s(1 << 30, burst=1 << 30) == 0
+    assert pace.wait_s(1, burst=1000) <= (TURN_MAX + 1) / RATE_MAX
+
+
 async def test_a_log_that_cannot_be_written_harms_no_other(
     make_side, make_output, log, folder
 ) -> None:
