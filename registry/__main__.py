@@ -6,7 +6,6 @@ import argparse
 import gc
 import importlib.util
 import logging
-import os
 import signal
 import sys
 from pathlib import Path
@@ -122,9 +121,9 @@ def _serve(config: object, path: Path, log_format: str, *, watches: bool) -> int
     try:
         shown = f"Loaded {count} service{'' if count == 1 else 's'} from {path}"
         status = serve(config, shown, watches=watches)
-    except Upgrade:
+    except Upgrade as upgrade:
         log.stop()
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        upgrade.spawning.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     except (Held, JournalError, SocketError, OSError, ValueError) as error:
         # one sentence: nothing is gained by a traceback of what only a person can mend
         logging.getLogger("registry").log(logging.ERROR, "%s", error)

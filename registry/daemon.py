@@ -48,6 +48,7 @@ from registry.host.hooks import Hook, Hooks
 from registry.host.launch import Launch, LaunchError
 from registry.host.machine import Machine, phase
 from registry.host.process import Runner
+from registry.host.spawning import Spawning
 from registry.host.surroundings import Surroundings
 from registry.host.systemd import Systemd
 from registry.journal import Journal, JournalError
@@ -89,7 +90,11 @@ class End(msgspec.Struct, frozen=True):
 
 
 class Upgrade(Exception):
-    """This process is to become the installed program."""
+    """This process is to become the installed program, by `spawning`."""
+
+    def __init__(self, spawning: Spawning) -> None:
+        super().__init__()
+        self.spawning = spawning
 
 
 class Daemon:
@@ -101,6 +106,7 @@ class Daemon:
         listener: int | None,
         systemd: Systemd,
         files_max: int,
+        spawning: Spawning,
         *,
         watches: bool,
     ) -> None:
@@ -110,6 +116,7 @@ class Daemon:
         self._listener = listener
         self._systemd = systemd
         self._files_max = files_max
+        self._spawning = spawning
         self._watches = watches
         self._heap = Heap()
         self._told = 0
@@ -338,7 +345,9 @@ class Daemon:
         self._growth = Growth(self._keeper.watch, self._keeper.unwatch)
         self._prober = Prober(self._probed, phase)
         stack.push_async_callback(self._prober.close)
-        self._runner = Runner(self._folder, capabilities, self._keeper, self._observe)
+        self._runner = Runner(
+            self._folder, capabilities, self._keeper, self._observe, self._spawning
+        )
         stack.callback(self._runner.close)
         self._surroundings = Surroundings(
             self._folder, self._keeper, self._runner, self._prober, self._observe
@@ -546,7 +555,8 @@ def serve(config: Config, shown: str, *, watches: bool = False) -> int:
             _log.warning("%s", complaint)
     systemd = Systemd(os.environ)
     listener = inherited.listener if inherited else None
-    daemon = Daemon(config, listener, systemd, files_max, watches=watches)
+    spawning = Spawning(apart=inherited is None)
+    daemon = Daemon(config, listener, systemd, files_max, spawning, watches=watches)
     end = asyncio.run(daemon.run())
     if daemon.left_open is not None:
         house.Inherited(held, daemon.left_open).leave()
@@ -554,6 +564,6 @@ def serve(config: Config, shown: str, *, watches: bool = False) -> int:
         house.move_out(files_max)
         if daemon.asked_meanwhile:
             os.kill(os.getpid(), signal.SIGTERM)  # blocked: it waits for the next program
-        raise Upgrade
+        raise Upgrade(spawning)
     _log.info("Service registry stopped")
     return end.status

@@ -215,6 +215,7 @@ class Groups:
 
     def reaped(self, pid: int) -> None:
         """A child's number may be another's from now on."""
+        self.led.discard(pid)
         self._strangers.discard(pid)
         self._sessions.pop(pid, None)
 
@@ -234,7 +235,7 @@ class Groups:
     def _look_at_descendants(self, process: Process) -> tuple[list[proc.Stat], set[int]]:
         members: list[proc.Stat] = []
         unsure: set[int] = set()
-        waiting = self._own_children(process)
+        waiting = self._own_children(process.leader)
         while waiting:
             pid = waiting.pop()
             stat = proc.stat(pid)
@@ -278,15 +279,14 @@ class Groups:
         session = self._sessions.get(pid)
         return session is not None and session != leader and session in self.led
 
-    def _own_children(self, process: Process) -> list[int]:
+    def _own_children(self, leader: int | None) -> list[int]:
         """A leader that lives; orphans left to us, unless they lead, or are known to be another's or nobody's."""
         own = self._own if self._own is not None else proc.own_children()
         self._own = own if self._looks_once else None
-        leader = process.leader
         waiting = [
             pid for pid in own - self.led - self._strangers if not self._is_left(pid, leader)
         ]
-        if leader is not None and not process.leader_gone:
+        if leader is not None and leader in self.led:
             waiting.append(leader)
         return waiting
 

@@ -33,7 +33,7 @@ from registry.host.spawning import Spawning
 RECHECK_S = 0.05
 """How often is looked at what nobody tells us about: where a pidfd cannot be had, or says too little."""
 REAP_MAX, REAP_S = 256, 0.004
-"""How many ended children are taken at once, and for how long; then others have their turn. Orphans come first."""
+"""How many ended children are taken at once, and for how long; then others have their turn."""
 
 Ended = tuple[int, proc.Stat | None, int, resource.struct_rusage]
 """A child that was reaped: pid, what it was as a zombie, status, usage."""
@@ -55,13 +55,14 @@ class Runner:
         capabilities: Capabilities,
         keeper: OutputKeeper,
         observe: Callable[[str, Observation], None],
+        spawning: Spawning,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._gates = gate.prepare(folder, native=capabilities.native_gate)
         self._capabilities = capabilities
         self._setpriv = find_setpriv() if capabilities.setpriv else None
         self._groups = Groups(capabilities)
-        self._spawning = Spawning()
+        self._spawning = spawning
         self._kept = Kept(folder, keeper)
         self._commands = Commands(folder, self._spawn_gated, self._kept.fifo, self._groups.led)
         self._observe = observe
@@ -87,7 +88,6 @@ class Runner:
         asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
         for process in list(self._processes.values()):
             self._forget(process)
-        self._spawning.close()
 
     def spawn(
         self, service: str, run: int, mark: str, launch: Launch, logs: Logs | None
@@ -263,6 +263,8 @@ class Runner:
         while (child := self._next_ended()) is not None:
             taken.append(child)
             if len(taken) == REAP_MAX or loop.time() > until_s:
+                # orphans are named first: a fork bomb's are not to keep services and commands waiting
+                taken += filter(None, map(self._next_ended, tuple(self._groups.led)))
                 loop.call_soon(self._children_ended)
                 break
         with self._groups.looking_once():
@@ -271,20 +273,20 @@ class Runner:
             for process in tuple(self._left):
                 self._check_group(process)
 
-    def _next_ended(self) -> Ended | None:
-        """The next ended child, reaped."""
+    def _next_ended(self, of: int = -1) -> Ended | None:
+        """The next ended child, or this one if it has ended, reaped."""
         try:
             stat = None
             if self._capabilities.waitid:
-                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                kind, number = (os.P_ALL, 0) if of < 0 else (os.P_PID, of)
+                info = os.waitid(kind, number, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 if info is None:
                     return None
-                stat = self._hear(info.si_pid)
-                pid, status, usage = os.wait4(info.si_pid, 0)
-            else:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                stat, of = self._hear(info.si_pid), info.si_pid
+            pid, status, usage = os.wait4(of, os.WNOHANG)
         except ChildProcessError:
             return None
+        self._groups.reaped(pid)
         return (pid, stat, status, usage) if pid else None
 
     def _hear(self, pid: int) -> proc.Stat | None:
@@ -305,7 +307,6 @@ class Runner:
     def _child_ended(
         self, pid: int, stat: proc.Stat | None, status: int, usage: resource.struct_rusage
     ) -> None:
-        self._groups.reaped(pid)
         code = os.waitstatus_to_exitcode(status)
         if self._commands.reaped(pid, code):
             return

@@ -442,9 +442,14 @@ class Loop:
     def _resume_due(self) -> None:
         now_s = time.monotonic()
         for key in [key for key, due_s in self._paused.items() if due_s <= now_s]:
-            del self._paused[key]
-            if (output := self._entries[key].output) is not None:
-                self._listen_to(key, output)
+            output = self._entries[key].output
+            assert output is not None  # else nothing would be paused
+            try:
+                self._selector.register(output, selectors.EVENT_READ, partial(self._move, key))
+            except OSError:  # the kernel is short of something just now
+                self._paused[key] = now_s + LOCK_RETRY_S
+            else:
+                del self._paused[key]
 
     def _end_output(self, key: Key) -> None:
         entry = self._entries[key]

@@ -23,6 +23,7 @@ from registry.host.capabilities import PR_SET_CHILD_SUBREAPER, Capabilities, det
 from registry.host.clock import NS, mono_ns
 from registry.host.launch import Launch
 from registry.host.process import Runner
+from registry.host.spawning import Spawning
 from registry.logs.target import LogTarget
 
 SH = "/bin/sh"
@@ -81,7 +82,8 @@ class Host:
         self.capabilities = capabilities
         self.keeper = HoldingKeeper()
         self.seen: asyncio.Queue[tuple[str, Observation]] = asyncio.Queue()
-        self.runner = Runner(folder, capabilities, self.keeper, self._observe)
+        self.spawning = Spawning(apart=True)
+        self.runner = Runner(folder, capabilities, self.keeper, self._observe, self.spawning)
         self.runner.listen()
         self.pids: list[int] = []
         self._name = uuid.uuid4().hex
@@ -148,6 +150,7 @@ class Host:
         if not self._is_closed:
             self._is_closed = True
             self.runner.close()
+            self.spawning.close()
             self.keeper.close()
 
 

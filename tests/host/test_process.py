@@ -104,6 +104,18 @@ async def test_more_ends_than_are_taken_at_once_are_all_seen(host, monkeypatch, 
     assert len({(await host.seen.get())[0] for _end in range(9)}) == 9
 
 
+async def test_a_services_end_does_not_wait_for_orphans(host, monkeypatch):
+    """A fork bomb leaves us more than are taken at once, and the kernel names those first."""
+    monkeypatch.setattr(process_module, "REAP_MAX", 2)
+    orphans = [os.posix_spawn(SH, [SH, "-c", "exit 0"], {}) for _ in range(9)]
+    pid = host.start("/bin/false", logs=None)
+    for each in (*orphans, pid):
+        os.waitid(os.P_PID, each, os.WEXITED | os.WNOWAIT)
+    host.runner.reap()
+    assert host.seen.get_nowait()[1].exit_code == 1
+    assert any(os.waitid(os.P_PID, each, os.WEXITED | os.WNOWAIT) for each in orphans[-1:])
+
+
 async def test_however_many_signals_tell_of_ends_children_are_reaped_once_a_turn(host, monkeypatch):
     """Else each signal of a fork bomb would cost the others a share of time of its own."""
     reaped = []

@@ -18,7 +18,7 @@ SH = "/bin/sh"
 
 @pytest.fixture
 def spawning() -> Iterator[Spawning]:
-    made = Spawning()
+    made = Spawning(apart=True)
     yield made
     made.close()
 
@@ -43,27 +43,29 @@ def test_orphans_are_listed_and_what_left_them_is_not(spawning):
     assert os.waitpid(orphan, 0) == (orphan, 9)
 
 
-def test_what_it_leaves_behind_at_its_end_is_still_ours():
-    spawning = Spawning()
+@pytest.mark.parametrize("apart", [True, False])
+def test_what_it_cannot_do_is_raised_where_it_was_asked_for(apart):
+    spawning = Spawning(apart=apart)
+    with pytest.raises(FileNotFoundError):
+        spawning.do(os.posix_spawn, "/nothing/here", ["x"], {})
+    with pytest.raises(FileNotFoundError):
+        spawning.execv("/nothing/here", ["x"])
+    assert spawning.do(int, "7") == 7
+    spawning.close()
+    assert spawning.do(int, "7") == 7  # nobody waits for who is not there
+
+
+def test_what_it_leaves_behind_at_its_end_is_still_ours(spawning):
     pid = spawn(spawning, "exec sleep 1000")
     spawning.close()
     os.kill(pid, 9)
     assert os.waitpid(pid, 0) == (pid, 9)
 
 
-def test_what_it_cannot_do_is_raised_where_it_was_asked_for(spawning):
+def test_no_signal_wakes_it(spawning):
     with pytest.raises(FileNotFoundError):
-        spawning.do(os.posix_spawn, "/nothing/here", ["x"], {})
-    assert spawning.do(int, "7") == 7
-
-
-def test_no_signal_wakes_it_and_it_ends():
-    spawning = Spawning()
+        spawning.execv("/nothing/here", ["x"])  # which has another mask for a moment
     thread = spawning.do(threading.get_native_id)
     lines = Path(f"/proc/self/task/{thread}/status").read_text().splitlines()
     (blocked,) = (line.split()[1] for line in lines if line.startswith("SigBlk:"))
     assert int(blocked, 16) >> 16 & 1  # SIGCHLD
-    spawning.close()
-    while Path(f"/proc/self/task/{thread}").exists():  # the kernel lets it go after Python has
-        os.sched_yield()
-    assert spawning.do(int, "7") == 7  # nobody waits for who is not there

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import selectors
 import socket
 import subprocess
 import sys
@@ -156,6 +158,37 @@ def test_the_keeper_refuses_a_foreign_uid(folder, said, monkeypatch) -> None:
         assert stranger.recv(1) == b""
         keeper.close()
     assert said == ["refused a client with uid 65534"]
+
+
+def test_an_output_that_waited_is_listened_to_as_soon_as_the_kernel_can(
+    folder, said, monkeypatch
+) -> None:
+    times: list[int] = []
+
+    class Short(selectors.DefaultSelector):
+        def register(self, fileobj, events, data=None):
+            if isinstance(fileobj, int):  # an output
+                times.append(fileobj)
+                if len(times) == 2:
+                    raise OSError(errno.ENOMEM, "no memory")
+            return super().register(fileobj, events, data)
+
+    monkeypatch.setattr(selectors, "DefaultSelector", Short)
+    reader, writer = os.pipe()
+    spec = {"path": str(folder / "web.log"), "size_max": 1000, "files_max": 2}
+    message = {"type": "keep", "service": "s", "run": 1, "output": True, "log": spec, "fds": 1}
+    with listen(str(folder / "keeper.sock")) as listener, connect(folder) as sock:
+        socket.send_fds(sock, [json.dumps(message).encode() + b"\n"], [reader])
+        sock.sendall(LEAVE)
+        sock.shutdown(socket.SHUT_WR)
+        os.write(writer, b"x" * 60_000 + b"\n")  # more than its log holds: it waits then
+        os.close(reader)
+        os.close(writer)
+        keeper = loop.Loop(listener, said.append)
+        keeper.run()
+        keeper.close()
+    assert len(times) == 3
+    assert not [line for line in said if "cannot read" in line]
 
 
 def test_the_keeper_survives_malformed_messages(folder, start_keeper) -> None:

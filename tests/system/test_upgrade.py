@@ -70,6 +70,18 @@ def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+def test_who_would_die_with_his_parent_lives_on(box):
+    """The kernel means the thread that made him (prctl(2), PR_SET_PDEATHSIG): that becomes the next program."""
+    tied = 'cmd = ["setpriv", "--pdeathsig", "KILL", "sleep", "1000"]'
+    box.configure(service("tied", tied))
+    box.start()
+    pid = box.wait_status("tied", "Running")["pid"]
+    for _ in range(2):
+        upgrade(box)
+        assert box.wait_status("tied", "Running")["pid"] == pid
+    assert box.types("tied").count("spawned") == 1
+
+
 def start_paused(box, before: str = "pass") -> int:
     """A registry that waits right before it becomes the next program, until there is a file `go`."""
     script = box.program("paused", PAUSED.format(before=before))
