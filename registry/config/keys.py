@@ -6,6 +6,7 @@ and does not concern it is left out.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,6 +66,14 @@ CAPABILITIES = (
     "CAP_WAKE_ALARM",
 )
 """What capabilities(7) knows."""
+_CAPABILITIES = values.each(
+    values.word(
+        CAPABILITIES, 'the name of a capability, such as "CAP_NET_BIND_SERVICE"', prefix="CAP_"
+    ),
+    '["CAP_NET_BIND_SERVICE"]',
+)
+_ACCOUNTS = values.each(values.account, '["adm", "ssl-cert"]')
+_STOP, _NO_LIMITS = Stop(), Limits()
 
 
 class Need(msgspec.Struct, frozen=True):
@@ -86,13 +95,13 @@ class Service(msgspec.Struct, frozen=True):
 
 def read_shared(section: Section, plain: Definition, root: Path) -> Service:
     """Every key that `[defaults]` may hold, over the built-in defaults of `plain`."""
-    environment = _environment(section.sub("env"))
+    environment = section.inner("env", _environment, dict[str, str]())
     oneshot = section.take("oneshot", values.boolean, plain.oneshot)
     checks = _checks(section, oneshot, root)
     definition = msgspec.structs.replace(
         plain,
         restart=_restart(section.sub("restart"), oneshot),
-        stop=_stop(section.sub("stop")),
+        stop=section.inner("stop", _stop, _STOP),
         checks=checks,
         cwd=section.take("cwd", values.path(root), str(root)),
         env_names=tuple(environment),
@@ -106,7 +115,7 @@ def read_shared(section: Section, plain: Definition, root: Path) -> Service:
         start_timeout_s=section.take(
             "start_timeout", values.positive_duration, plain.start_timeout_s
         ),
-        logs=_logs(section.sub("logs"), root),
+        logs=section.inner("logs", lambda logs: _logs(logs, root), _plain_logs(root)),
         ready=_ready(section, oneshot, checks),
         oneshot=oneshot,
         tags=section.take("tags", values.each(values.label, '["front", "eu"]'), plain.tags),
@@ -117,28 +126,23 @@ def read_shared(section: Section, plain: Definition, root: Path) -> Service:
 
 def read_own(section: Section, service: Service, root: Path) -> Service:
     """The keys that belong to one service alone, over what it shares with others."""
-    definition = msgspec.structs.replace(
-        service.definition, sockets=_sockets(section.sub("sockets"), root)
-    )
+    sockets = section.inner("sockets", lambda sockets: _sockets(sockets, root), ())
+    definition = msgspec.structs.replace(service.definition, sockets=sockets)
     return msgspec.structs.replace(service, definition=definition, needs=_needs(section))
 
 
 def _privileges(section: Section, definition: Definition) -> Definition:
     """Whom it runs as, and what it may."""
-    accounts = values.each(values.account, '["adm", "ssl-cert"]')
-    what = 'the name of a capability, such as "CAP_NET_BIND_SERVICE"'
-    known = values.word(CAPABILITIES, what, prefix="CAP_")
-    capabilities = values.each(known, '["CAP_NET_BIND_SERVICE"]')
     return msgspec.structs.replace(
         definition,
         user=section.take("user", values.account, None),
         group=section.take("group", values.account, None),
-        groups=section.take("groups", accounts, None),
-        limits=_limits(section.sub("limits")),
+        groups=section.take("groups", _ACCOUNTS, None),
+        limits=section.inner("limits", _limits, _NO_LIMITS),
         nice=section.take("nice", values.whole(-20, 19), None),
         oom_score_adj=section.take("oom_score_adj", values.whole(-1000, 1000), None),
         no_new_privs=section.take("no_new_privs", values.boolean, definition.no_new_privs),
-        capabilities=section.take("capabilities", capabilities, None),
+        capabilities=section.take("capabilities", _CAPABILITIES, None),
     )
 
 
@@ -151,7 +155,7 @@ def _environment(env: Section) -> dict[str, str]:
 
 
 def _ready(section: Section, oneshot: bool, checks: tuple[Check, ...]) -> Ready | None:
-    ready = section.take("ready", values.choice(Ready), None)
+    ready: Ready | None = section.take("ready", values.choice(Ready), None)
     if oneshot and ready not in (None, Ready.SPAWN):
         nonsense = f'a oneshot runs to its end and is never "{ready}"; leave ready out'
     elif ready is Ready.HEALTH and not checks:
@@ -216,10 +220,9 @@ def _limit(section: Section, policy: Policy) -> None:
 
 
 def _stop(section: Section) -> Stop:
-    plain = Stop()
     stop = Stop(
-        signal=section.take("signal", values.signal_name, plain.signal),
-        timeout_s=section.take("timeout", values.duration, plain.timeout_s),
+        signal=section.take("signal", values.signal_name, _STOP.signal),
+        timeout_s=section.take("timeout", values.duration, _STOP.timeout_s),
     )
     section.close()
     return stop
@@ -240,8 +243,13 @@ def _reload(section: Section, root: Path) -> Reload | None:
     return Reload(signal, cmd)
 
 
+@functools.cache
+def _plain_logs(root: Path) -> Logs:
+    return Logs(dir=str(root / "var" / "log"))
+
+
 def _logs(section: Section, root: Path) -> Logs | None:
-    plain = Logs(dir=str(root / "var" / "log"))
+    plain = _plain_logs(root)
     enabled = section.take("enabled", values.switch, True)
     logs = Logs(
         dir=section.take("dir", values.path(root), plain.dir),

@@ -14,6 +14,7 @@ from registry.config.lines import Place
 from registry.config.values import Wrong, WrongElements, found
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 _SHORT_FORMS = {"restart": "policy", "stop": "timeout", "logs": "enabled"}
 _ALTERNATIVES = frozenset(["reload"])  # of tables of alternatives a service's own is the whole
@@ -207,6 +208,11 @@ class Section:
         item = self.item(key)
         empty: dict[str, Item] = {}
         return self.of(item or Item(empty, (*self.place, key)))
+
+    def inner(self, key: str, read: Callable[[Section], T], default: U) -> T | U:
+        """What `read` makes of the table under `key`, or `default` where it is absent."""
+        item = self.item(key)
+        return default if item is None else read(self.of(item))
 
     def of(self, item: Item) -> Section:
         """A table inside this one."""

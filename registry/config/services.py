@@ -106,9 +106,10 @@ def _declared(sheet: Sheet, item: Item, defaults: Table, root: Path, position: i
     services: list[Service] = []
     for instance in range(1, (instances or 1) + 1):
         plain = Definition(name=name, cmd=(), position=position + instance - 1)
+        given = keys
         if instances is not None:
-            plain = _as_instance(plain, instance)
-        services.append(_service(sheet, with_instance(keys, instance), shown, plain, root))
+            plain, given = _as_instance(plain, instance), with_instance(keys, instance)
+        services.append(_service(sheet, given, shown, plain, root))
         if len(sheet) > faults:
             break  # it speaks for all of them
     return Declared(name, item.place, instances, tuple(services), len(sheet) == faults)

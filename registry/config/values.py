@@ -6,6 +6,7 @@ looks at the machine.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -113,6 +114,7 @@ def switch(value: object) -> bool:
     return value
 
 
+@functools.cache
 def whole(least: int, most: int = NUMBER_MAX) -> Callable[[object], int]:
     """A whole number from `least` to `most`."""
 
@@ -124,6 +126,7 @@ def whole(least: int, most: int = NUMBER_MAX) -> Callable[[object], int]:
     return parse
 
 
+@functools.cache
 def choice(kind: type[E]) -> Callable[[object], E]:
     """One of the words of an enumeration, written exactly."""
     words = [str(each) for each in kind]
@@ -162,6 +165,7 @@ def positive_duration(value: object) -> float:
     return seconds
 
 
+@functools.cache
 def size(least: int = SIZE_MIN) -> Callable[[object], int]:
     """Bytes, from a number of them or from "512KB", "10MB", "1GB" (KiB, MiB, GiB are binary)."""
 
@@ -197,6 +201,7 @@ def cpus(value: object) -> float:
     return float(value)
 
 
+@functools.cache
 def limited(parse: Callable[[object], T]) -> Callable[[object], T | None]:
     """What `parse` takes, or "unlimited", which is None."""
 
@@ -211,6 +216,7 @@ def limited(parse: Callable[[object], T]) -> Callable[[object], T | None]:
     return parsed
 
 
+@functools.cache
 def each(parse: Callable[[object], T], example: str) -> Callable[[object], tuple[T, ...]]:
     """A list whose elements `parse` takes, each of them once. `example` shows a list."""
 
@@ -253,6 +259,7 @@ def word(known: Collection[str], what: str, prefix: str = "") -> Callable[[objec
     return parse
 
 
+@functools.cache
 def octal(example: str) -> Callable[[object], int]:
     """Permission bits, written as a string of octal digits."""
 
@@ -340,6 +347,7 @@ def grantee(value: object) -> str:
     return value
 
 
+@functools.cache
 def path(root: Path) -> Callable[[object], str]:
     """An absolute path; a relative one starts at `root`."""
 
@@ -349,6 +357,7 @@ def path(root: Path) -> Callable[[object], str]:
     return parse
 
 
+@functools.cache
 def socket_path(root: Path) -> Callable[[object], str]:
     """An absolute path that fits the address of a Unix socket."""
 
@@ -364,6 +373,7 @@ def socket_path(root: Path) -> Callable[[object], str]:
     return parse
 
 
+@functools.cache
 def command(root: Path) -> Callable[[object], tuple[str, ...]]:
     """A program and its arguments, each a string of its own."""
 

@@ -32,6 +32,10 @@ admin = ["user:ana", "gid:5"]
 restart = { policy = "OnFailure", limit = 5, within = "1m" }
 health_check = { interval = 5 }
 reload = "HUP"
+stop = "5s"
+logs = { files_max = 3 }
+limits = { nofile = 9 }
+env = { B = "" }
 [[hook]]
 on = ["gave_up"]
 cmd = ["tell"]
