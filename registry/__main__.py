@@ -108,7 +108,7 @@ def _serve(config: object, path: Path, log_format: str, *, watches: bool) -> int
     from registry.daemon import HEARD, Upgrade, serve
     from registry.daemon_log import DaemonLog, Format
     from registry.host import heap
-    from registry.house import Held
+    from registry.house import Held, make_room
     from registry.journal import JournalError
 
     assert isinstance(config, Config)
@@ -116,6 +116,7 @@ def _serve(config: object, path: Path, log_format: str, *, watches: bool) -> int
     # before any thread is there: until the daemon listens, and while it becomes another program, they wait
     signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
     heap.share()
+    make_room(count)
     log = DaemonLog(Format(log_format))
     log.start()
     try:

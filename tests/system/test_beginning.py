@@ -30,6 +30,16 @@ stop = "soon"
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+def test_room_for_the_descriptors_of_all_services_is_made_before_there_are_threads(box):
+    """Each time that it grows later on, every start waits for it."""
+    box.configure(f'[[service]]\nname = "a"\ninstances = 200\nautostart = false\n{SLEEP}\n')
+    pid = box.start()
+    words = Path(f"/proc/{pid}/status").read_text().split()
+    assert int(words[words.index("FDSize:") + 1]) >= 3 * 200
+    assert len(os.listdir(f"/proc/{pid}/fd")) < 100, "nothing is open in it"
+
+
 def one_sentence(text: str) -> str:
     """The last line of stderr, which is all that is not an ordinary log line."""
     assert "Traceback" not in text
