@@ -300,12 +300,15 @@ class Daemon:
     # --- building ---------------------------------------------------------------------------------
 
     async def _build(self, stack: AsyncExitStack) -> None:
+        self._capabilities = detect(os.environ)
+        self._build_keeper(stack)
+        self._warn()
         beginning = Beginning(self._starting)
         journal, projection = await beginning.open()
         stack.push_async_callback(journal.close)
         self._journal = journal
         self._told = projection.seq
-        self._build_host(stack, detect(os.environ), beginning.journal_id)
+        self._build_host(stack, self._capabilities, beginning.journal_id)
         self._registry = Registry(projection, journal, self._machine, Clock())
         self._configuration = Configuration(
             self._starting, self._key, self._registry, self._take_up
@@ -326,12 +329,8 @@ class Daemon:
         self._runner.listen()
         await self._server.start()
 
-    def _build_host(
-        self, stack: AsyncExitStack, capabilities: Capabilities, journal_id: str
-    ) -> None:
-        if capabilities.subreaper:
-            become_subreaper()
-        self._capabilities = capabilities
+    def _build_keeper(self, stack: AsyncExitStack) -> None:
+        """Before all else: where there is none yet, it begins while we do."""
         self._keeper = Keeper(
             self._folder / "keeper.sock",
             on_grew=self._grew,
@@ -339,9 +338,21 @@ class Daemon:
             on_notes=self._hear_late,
             on_held=self._take_late,
             log=_log.warning,
-            splice=capabilities.splice,
+            splice=self._capabilities.splice,
         )
         stack.callback(self._leave_keeper)
+        self._keeper.reach()
+
+    def _warn(self) -> None:
+        for complaint in machine_complaints(self._starting, os.environ):
+            if complaint.key != "registry.socket":  # that one is an error in a moment
+                _log.warning("%s", complaint)
+
+    def _build_host(
+        self, stack: AsyncExitStack, capabilities: Capabilities, journal_id: str
+    ) -> None:
+        if capabilities.subreaper:
+            become_subreaper()
         self._growth = Growth(self._keeper.watch, self._keeper.unwatch)
         self._prober = Prober(self._probed, phase)
         stack.push_async_callback(self._prober.close)
@@ -550,9 +561,6 @@ def serve(config: Config, shown: str, *, watches: bool = False) -> int:
     files_max = house.settle_in()
     _log.info("Service registry starting...")
     _log.info("%s", shown)
-    for complaint in machine_complaints(config, os.environ):
-        if complaint.key != "registry.socket":  # that one is an error in a moment
-            _log.warning("%s", complaint)
     systemd = Systemd(os.environ)
     listener = inherited.listener if inherited else None
     spawning = Spawning(apart=inherited is None)

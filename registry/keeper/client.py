@@ -11,6 +11,7 @@ until it is `noted`. Children are never waited for here; who reaps the daemon's 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import signal
@@ -139,6 +140,7 @@ class Keeper:
         self._unheard: set[Key] = set()
         self._pending: deque[Outgoing] = deque()
         self._waits_for_room = False
+        self._reached: socket.socket | None = None
         self._channel: Channel | None = None
         self._is_ready = False
         self._was_ready = False
@@ -153,6 +155,12 @@ class Keeper:
     def pid(self) -> int | None:
         """The keeper's process id; None while there is none."""
         return self._pid
+
+    def reach(self) -> None:
+        """Find the keeper or have one begin, which takes it a while; `connect` asks what it has."""
+        self._loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):  # `connect` will meet it, and say so
+            self._reached = self._reach()
 
     async def connect(self) -> Found:
         """Find the keeper or start one; what it has. Nothing when none can be had: it is tried on."""
@@ -231,6 +239,8 @@ class Keeper:
 
         `keep`: the services live on without us, so the keeper goes on holding what is theirs.
         """
+        if self._reached is not None:
+            self._reached.close()
         self._post({"type": "leave", "keep": keep})
         self._disconnect()
         self._forget_process()
@@ -245,10 +255,11 @@ class Keeper:
         if self._pidfd is not None:
             self._loop.remove_reader(self._pidfd)
         try:
-            sock = self._reach()
+            sock = self._reached or self._reach()
         except OSError as error:
             self._lose(f"cannot be started: {error}")
             return
+        self._reached = None
         self._channel = Channel(sock, self._log)
         self._timer = self._loop.call_later(
             HELLO_S, self._lose, f"said nothing for {HELLO_S:.0f} s"

@@ -212,6 +212,25 @@ async def test_an_output_that_ended_while_nobody_listened_is_told_later(
     assert text_of(log) == "last words\n"
 
 
+async def test_one_that_was_reached_is_the_one_that_is_asked(make_side, is_dead) -> None:
+    side = make_side()
+    side.reach()
+    pid = side.pid
+    assert pid is not None, "it begins while the daemon does"
+    assert (await side.connect()).kept == []
+    assert side.pid == pid
+    side.close()
+    is_dead(pid)
+
+
+async def test_it_ends_with_a_daemon_that_could_not_begin(make_side, is_dead) -> None:
+    side = make_side()
+    side.reach()
+    pid = side.pid
+    side.close()
+    is_dead(pid)
+
+
 async def test_it_ends_when_nothing_is_left(make_side, make_output, folder, log, is_dead) -> None:
     side, output = make_side(), make_output()
     await side.connect()
