@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from registry.core.definition import Check
+from registry.host import http_probe
 from registry.host.health import Attempt, Prober, RunCommand, Shortage, attempt
 from registry.host.tls import context as tls_context
 
@@ -207,16 +208,15 @@ async def test_a_tcp_port_that_takes_no_connection_ends_at_the_time_limit() -> N
 async def test_a_connection_with_ourselves_is_not_taken_for_a_service(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    loop = asyncio.get_running_loop()
-    connect = loop.sock_connect
+    connect = http_probe._connect
 
-    async def from_that_port(client: socket.socket, address: Any) -> None:
+    async def from_that_port(loop: Any, client: socket.socket, address: Any) -> None:
         client.bind(address)  # as the kernel does by chance
-        await connect(client, address)
+        await connect(loop, client, address)
 
     async with served(until_hung_up) as port:
         pass
-    monkeypatch.setattr(loop, "sock_connect", from_that_port)
+    monkeypatch.setattr(http_probe, "_connect", from_that_port)
     assert (await asked(f"tcp:127.0.0.1:{port}")).error == "connection refused"
 
 
@@ -433,11 +433,11 @@ async def test_a_url_says_where_to_connect(
 ) -> None:
     places = []
 
-    async def sock_connect(_client: Any, place: tuple[str, int]) -> None:
+    async def refused(_loop: Any, _client: Any, place: tuple[str, int]) -> None:
         places.append(place)
         raise ConnectionRefusedError(errno.ECONNREFUSED, "")
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", sock_connect)
+    monkeypatch.setattr(http_probe, "_connect", refused)
     assert (await asked(url)).error == "connection refused"
     assert places == [(address, port)]
 
