@@ -18,7 +18,7 @@ import msgspec
 from registry.core import checks
 from registry.core import events as ev
 from registry.core import inputs as inp
-from registry.core.decision import Place, decide
+from registry.core.decision import Place, decide, is_news
 from registry.core.definition import Definition
 from registry.core.dependencies import Graph, around, needs
 from registry.core.duties import Duties, StopDuty, Timer, duties, rests
@@ -221,7 +221,8 @@ class Registry:
         final: bool = False,
     ) -> None:
         """Hand in one result of a check; one that is `final` counts as if its threshold were reached."""
-        if self._watched.get(service, (None,))[0] != run:
+        watched = self._live.services.get(service)
+        if watched is None or self._watched.get(service, (None,))[0] != run:
             return
         key = (service, check)
         self.tallies[key], given = checks.count(
@@ -235,7 +236,9 @@ class Registry:
         )
         if final:
             given = msgspec.structs.replace(given, final=True)
-        self._put(_Item([(service, given)]))
+        # what waits in the inbox may make news of it
+        if self._inbox or is_news(watched, given):
+            self._put(_Item([(service, given)]))
 
     def _put(self, item: _Item) -> None:
         self._inbox.append(item)

@@ -6,6 +6,7 @@ What is held, in what order, and what bounds it; what is decided together, and w
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from registry.core import checks
 from registry.core import events as ev
 from registry.core import inputs as inp
 from registry.core.decision import decide
-from registry.core.definition import Definition, Dependency, Ready, Reload, Restart
+from registry.core.definition import Check, Definition, Dependency, Ready, Reload, Restart
 from registry.core.lifecycle import Reason, State
 from registry.core.projection import Projection
 from registry.core.service import Request
@@ -637,6 +638,47 @@ async def test_nothing_is_remembered_of_a_removed_service(made):
     assert not registry.tallies
     assert "app" not in registry._requests
     assert registry.graph._dependents == {}
+
+
+def probe(registry, ok):
+    error = None if ok else "refused"
+    registry.probed("web", 1, "a", ok=ok, error=error, latency_ns=1)
+
+
+async def test_a_result_like_those_before_it_costs_no_decision(made, monkeypatch):
+    registry, _journal, _host = made
+    check = Check("a", "unix:/s", failures=1)
+    await registry.command([declared("web", checks=(check,))])
+    await registry.command([("web", inp.Start(actor=ROOT))])
+    probe(registry, True)
+    await reaches(registry, "web", State.RUNNING)
+    decided: list[Any] = []
+
+    def note(service, given, place):
+        decided.append(given)
+        return decide(service, given, place)
+
+    monkeypatch.setattr(writer, "decide", note)
+    for _ in range(5):
+        probe(registry, True)
+    await idle(registry)
+    assert not any(isinstance(given, inp.Probed) for given in decided)
+    assert registry.tallies["web", "a"].streak.count == 6
+
+
+async def test_what_waits_to_be_decided_makes_news_of_a_result(made):
+    registry, journal, _host = made
+    check = Check("a", "unix:/s", failures=5)
+    await registry.command([declared("web", checks=(check,))])
+    await registry.command([("web", inp.Start(actor=ROOT))])
+    probe(registry, True)
+    await reaches(registry, "web", State.RUNNING)
+    probe(registry, False)
+    probe(registry, True)
+    await idle(registry)
+    changes = [each.event for each in journal.records if each.type == "probe_changed"]
+    assert [each.ok for each in changes] == [True, False, True]
+    assert changes[-1].ended.count == 1
 
 
 # --- the end while none can be written ----------------------------------------------------------------

@@ -18,7 +18,7 @@ from registry.core.lifecycle import FOR_A_PERSON, PASSING, Reason, State
 from registry.core.place import Decision, Place
 from registry.core.service import UP, CheckState, Service, end_reason, start_due_ns
 
-__all__ = ["Place", "decide"]
+__all__ = ["Place", "decide", "is_news"]
 
 _DOWN = (State.STOPPED, State.FAILED, State.RESTARTING)
 
@@ -266,6 +266,13 @@ def _start_timer_due(decision: Decision) -> None:
             cause=service.cause,
             timeout_s=service.definition.start_timeout_s,
         )
+
+
+def is_news(service: Service, given: inp.Probed) -> bool:
+    """Whether anything could follow from a result; from one like those before it nothing does, mostly."""
+    state = service.checks.get(given.check)
+    is_known = state is not None and state.ok is given.ok is state.healthy
+    return not is_known or service.state is not State.RUNNING
 
 
 def _probed(decision: Decision, given: inp.Probed) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from registry.core import checks as tallies
 from registry.core import events as ev
 from registry.core import inputs as inp
-from registry.core.decision import Place, decide
+from registry.core.decision import Place, decide, is_news
 from registry.core.definition import (
     Check,
     Condition,
@@ -127,6 +127,7 @@ class Host:
         before = copy.deepcopy(service)
         now = ev.Now(self.mono_ns + 10**18, self.mono_ns)
         new = decide(service, given_, Place(now, len(self.records) + 1, "j"))
+        assert not new or not isinstance(given_, inp.Probed) or is_news(before, given_)
         self.records += new
         self.ends.append(len(self.records))
         self.projection.fold(new)
