@@ -308,6 +308,12 @@ def launch_failure(
     return _FAILURES.get(exit_code or 0)
 
 
+def may_tell(steps: frozenset[str], info: os.waitid_result) -> bool:
+    """Whether an end may be that of one who never became its program: then its comm is worth a look."""
+    code = info.si_status if info.si_code == os.CLD_EXITED else 0
+    return code in _FAILURES or (code == 1 and _SETPRIV in steps)
+
+
 def _is_bash(shell: str) -> bool:
     return os.path.basename(os.path.realpath(shell)) == "bash"
 

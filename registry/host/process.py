@@ -282,21 +282,22 @@ class Runner:
                 info = os.waitid(kind, number, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 if info is None:
                     return None
-                stat, of = self._hear(info.si_pid), info.si_pid
+                stat, of = self._hear(info), info.si_pid
             pid, status, usage = os.wait4(of, os.WNOHANG)
         except ChildProcessError:
             return None
         self._groups.reaped(pid)
         return (pid, stat, status, usage) if pid else None
 
-    def _hear(self, pid: int) -> proc.Stat | None:
-        """Have a main process heard, and what it was as a zombie; or a member that its parent left to us.
-
-        Of a member only the session is asked for, in a fifth of the time: a fork bomb leaves us thousands.
+    def _hear(self, info: os.waitid_result) -> proc.Stat | None:
+        """Have a main process heard; what it is as a zombie, where that tells more. Of a member that is left to us
+        only the session is asked for, in a fifth of the time: a fork bomb leaves us thousands.
         """
-        process = self._by_number.get(pid)
-        stat = self._groups.stat(pid) if process is not None else None
-        if process is None and self._capabilities.proc:
+        pid, stat = info.si_pid, None
+        if (process := self._by_number.get(pid)) is not None:
+            if not process.is_told_by_signal or gate.may_tell(process.steps, info):
+                stat = self._groups.stat(pid)
+        elif self._capabilities.proc:
             # it is to be reaped, whatever a security module says
             with contextlib.suppress(OSError):
                 process = self._by_number.get(os.getsid(pid))
@@ -317,8 +318,7 @@ class Runner:
             process.leader_gone = True
             self._forget_number(pid, process)
         elif stat is None or process.start_time in (None, stat.start_time):
-            comm = stat.comm if stat else None
-            self._main_ended(process, code, comm=comm, usage=_usage(usage))
+            self._main_ended(process, code, comm=stat.comm if stat else None, usage=_usage(usage))
 
     def _stranger_ended(self, process: Process) -> None:
         assert process.pid is not None

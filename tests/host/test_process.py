@@ -548,11 +548,27 @@ async def test_an_end_with_500_idle_neighbours_is_seen_without_a_scan_of_proc(ho
         return stat(pid)
 
     monkeypatch.setattr(proc, "stat", look)
-    pid = host.script("exit 0", logs=None)
+    host.script("exit 0", logs=None)
     looked.clear()
     exited = await host.next()
     assert exited == ProcessExited(run=1, exit_code=0, usage=exited.usage)
-    assert looked == {pid}
+    assert looked == set()
+
+
+async def test_an_end_is_looked_at_where_it_may_be_that_of_the_gate(host, monkeypatch):
+    looked: list[int] = []
+    stat = proc.stat
+
+    def look(pid):
+        looked.append(pid)
+        return stat(pid)
+
+    monkeypatch.setattr(proc, "stat", look)
+    pid = host.script("exit 127", logs=None)
+    looked.clear()
+    exited = await host.next()
+    assert (exited.exit_code, exited.launch_failure) == (127, None)
+    assert looked == [pid]
 
 
 async def test_what_the_processes_of_others_leave_to_us_is_looked_at_once(host, monkeypatch):
