@@ -149,7 +149,6 @@ class Daemon:
                     for work in (
                         self._narrate(),
                         self._endings.run(),
-                        self._mind_essentials(),
                         self._apply_when_asked(),
                         *([self._watch_files()] if self._watches else []),
                         self._systemd.watch(),
@@ -277,16 +276,8 @@ class Daemon:
                     if config.folder.is_dir() is not is_there:
                         break
 
-    async def _mind_essentials(self) -> None:
+    def _mind_essentials(self, since: tuple[int, int]) -> None:
         """End when an essential service is finally gone: of all of them only those are looked at that moved."""
-        seen = (-1, 0)
-        while (gone := self._gone_essential(seen)) is None:
-            seen = self._registry.as_of
-            await self._registry.next_commit()
-        _log.error("Essential service %s is gone (%s)", gone.name, gone.reason.value)
-        self._end(End(f"{gone.name} is essential", status=EX_ESSENTIAL))
-
-    def _gone_essential(self, since: tuple[int, int]) -> Service | None:
         services = self._registry.committed.services
         records = self._registry.moved_since(since)
         names = services if records is None else {record.service for record in records}
@@ -294,8 +285,9 @@ class Daemon:
             down = service.state in (State.STOPPED, State.FAILED)
             down &= service.reason is not Reason.WAITING
             if service.definition.essential and service.wanted and down:
-                return service
-        return None
+                _log.error("Essential service %s is gone (%s)", service.name, service.reason.value)
+                self._end(End(f"{service.name} is essential", status=EX_ESSENTIAL))
+                return
 
     # --- building ---------------------------------------------------------------------------------
 
@@ -497,11 +489,15 @@ class Daemon:
 
     async def _narrate(self) -> None:
         """Tell on stderr, and to systemd, what the journal says, from this life's first event on."""
+        minded = (-1, 0)
         while True:
             await self._tell_new()
             await self._journal.keep_snapshot(self._registry.committed)
             self._retention.grew()
             self._heap.was_used()
+            if not self._ending.done():
+                self._mind_essentials(minded)
+            minded = self._registry.as_of
             await self._registry.next_commit()
 
     async def _tell_new(self) -> None:
@@ -524,10 +520,11 @@ class Daemon:
             return []
 
     def _tell(self, records: Sequence[ev.Record]) -> None:
+        services = self._registry.committed.services
         for record in records:
             self._endings.committed(record)
             self._hooks.committed(record)
-            line = narrate(record, self._registry.committed.services)
+            line = narrate(record, services)
             if line is not None:
                 fields = {"seq": record.seq, "service": record.service, "type": record.type}
                 _log.log(_LEVELS[line[0]], "%s", line[1], extra={"fields": fields})
