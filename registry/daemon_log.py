@@ -42,6 +42,9 @@ class DaemonLog(logging.Handler):
     def start(self) -> None:
         """Become the handler of everything that is logged."""
         self._thread.start()
+        # nobody shows where a line comes from: https://docs.python.org/3/howto/logging.html#optimization
+        logging._srcfile = None
+        logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
         logging.basicConfig(level=logging.WARNING, handlers=[self], force=True)
         logging.getLogger("registry").setLevel(logging.INFO)
         logging.getLogger("transitions").setLevel(
