@@ -402,6 +402,7 @@ class Daemon:
         else:
             self._server.bind()
         stack.push_async_callback(self._server.close)
+        self._spawning.others_wait = lambda: self._server.has_clients
 
     async def _recover(self, beginning: Beginning, found: Found) -> None:
         """Say that we are here, take up what lives, declare what the file declares, begin."""

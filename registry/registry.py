@@ -56,8 +56,8 @@ class Clock(Protocol):
 class Host(Protocol):
     """What the registry needs of the machine. Every call may be repeated without harm."""
 
-    def spawn(self, definition: Definition, run: int, digest: str) -> inp.Observation:
-        """Put a process behind its gate: SpawnSucceeded or SpawnRefused."""
+    async def spawn(self, definition: Definition, run: int, digest: str) -> inp.Observation:
+        """Put a process behind its gate: SpawnSucceeded or SpawnRefused. One at a time."""
 
     def open_gate(self, service: str, run: int) -> bool:
         """Let it through; True when that happened now."""
@@ -289,7 +289,7 @@ class Registry:
             if item.answer is not None and self.degraded_since_ns is not None:
                 _answer(item.answer, Unavailable(self.trouble))
                 continue
-            decided = self._decide(item)
+            decided = await self._decide(item)
             records += decided
             if item.answer is not None:
                 answers.append((item.answer, self._accepted(item.steps[0][0], decided)))
@@ -337,7 +337,7 @@ class Registry:
             self._commit_seen.set_result(None)
             self._commit_seen = None
 
-    def _decide(self, item: _Item) -> list[ev.Record]:
+    async def _decide(self, item: _Item) -> list[ev.Record]:
         """One decision: what its steps lead to, and the processes that they ask for, behind their gates."""
         if item.before is not None:
             item.before()
@@ -345,12 +345,12 @@ class Registry:
         records = [self._record(*fact) for fact in zip(item.facts, seqs, strict=True)]
         self._advance(records)
         for name, given in item.steps:
-            records += self._step(name, given, records)
+            records += await self._step(name, given, records)
             if isinstance(given, inp.Start | inp.Restart) and _is_asked_for(given):
-                records += self._start_needed(name, given, records)
+                records += await self._start_needed(name, given, records)
         return records
 
-    def _start_needed(
+    async def _start_needed(
         self, name: str, given: inp.Start | inp.Restart, before: list[ev.Record]
     ) -> list[ev.Record]:
         """Who starts a service starts what it needs, in the same decision."""
@@ -361,10 +361,10 @@ class Registry:
         cause = before[-1].seq if before else given.cause
         for needed in needs(service, self._live.services):
             start = inp.Start(actor=given.actor, cause=cause, reason=Reason.REQUIRED)
-            records += self._step(needed.name, start, before or records)
+            records += await self._step(needed.name, start, before or records)
         return records
 
-    def _step(self, name: str, given: inp.Input, before: list[ev.Record]) -> list[ev.Record]:
+    async def _step(self, name: str, given: inp.Input, before: list[ev.Record]) -> list[ev.Record]:
         """What one input leads to, as part of the decision that `before` began."""
         service = self._live.services.get(name)
         if service is None:
@@ -376,7 +376,7 @@ class Registry:
         self._advance(records)
         decision = records[0].decision if records else None
         while (run := duties(service).spawn) is not None:
-            spawned = self._host.spawn(service.definition, run, service.digest)
+            spawned = await self._host.spawn(service.definition, run, service.digest)
             followed = decide(service, spawned, self._place(service, decision))
             self._advance(followed)
             records += followed

@@ -60,7 +60,7 @@ class FakeHost:
     def __init__(self):
         self.done: list[tuple] = []
 
-    def spawn(self, definition, run, digest):
+    async def spawn(self, definition, run, digest):
         self.done.append(("spawn", definition.name, run))
         return inp.SpawnSucceeded(run=run, pid=1000 + run, start_time=1, digest=digest)
 

@@ -105,6 +105,11 @@ class Server:
         )  # it cannot know that it is; its copies would be set to block
         self._inode = inode_of(self._path)
 
+    @property
+    def has_clients(self) -> bool:
+        """Whether anybody is connected."""
+        return bool(self._connections)
+
     def leave_open(self) -> int:
         """A copy of the listening socket for the next program of this process; the file stays."""
         assert self._listener is not None

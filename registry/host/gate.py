@@ -15,7 +15,6 @@ import functools
 import os
 import re
 import resource
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +23,7 @@ import msgspec
 from registry.core.lifecycle import Reason
 from registry.host import native_gate
 from registry.host.launch import Launch, LaunchError
+from registry.host.posix_spawn import posix_spawn
 
 GATE = "svc-gate"
 NEVER_RAN = native_gate.NEVER_RAN
@@ -31,8 +31,6 @@ _ONLY_GATE = frozenset((GATE,))
 _ENV = "/usr/bin/env"
 _ENV_STEP = os.path.basename(_ENV)
 _SETPRIV = "setpriv"
-# all but the two that nobody can change: what we ignore, or were started to ignore, is no service's concern
-_SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
 # Arguments: umask, cwd, limit of descriptors (or nothing), names of variables for the pid, where the input is
 # (a descriptor to be moved, or nothing), argv. Builtins only; what the shell itself set is taken out of the
@@ -142,20 +140,8 @@ def _spawn(
         ours.append(read_end)
         try:
             placed = _above(launch.descriptors if stdin is None else (stdin,), ours)
-            pid = os.posix_spawn(
-                program,
-                argv,
-                environment,
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, read_end, 0),
-                    (os.POSIX_SPAWN_OPEN, 1, output, os.O_RDWR, 0),
-                    (os.POSIX_SPAWN_DUP2, 1, 2),
-                    *((os.POSIX_SPAWN_DUP2, each, _FIRST + at) for at, each in enumerate(placed)),
-                ],
-                setsid=True,
-                setsigmask=(),
-                setsigdef=_SIGNALS,
-            )
+            places = ((each, _FIRST + at) for at, each in enumerate(placed))
+            pid = posix_spawn(program, argv, environment, read_end, output, places)
             if program == gates.native:  # a shell does that itself
                 _limit_files(pid, launch)
         except BaseException:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -59,7 +60,8 @@ class Kept:
 
         Raises OSError, LaunchError.
         """
-        path = os.path.join(self._folder, f"output.{os.getpid()}")
+        # a name for each thread: none removes what another is about to open
+        path = os.path.join(self._folder, f"output.{threading.get_native_id()}")
         try:
             _remove(path)
             os.mkfifo(path, 0o600)

@@ -35,12 +35,13 @@ from registry.core.service import Request, Service
 from registry.host import adoption, gate, hooks, notify, proc
 from registry.host.activation import CannotListen
 from registry.host.capabilities import Capabilities
+from registry.host.ends import ended
 from registry.host.health import SHORTAGES, Attempt, Prober, RunCommand, Shortage
 from registry.host.hooks import Hook
 from registry.host.launch import DEFAULT_PATH, Launch, LaunchError, find_program, resolve
 from registry.host.members import Process
 from registry.host.memory import MemoryWatch
-from registry.host.process import Runner, ended
+from registry.host.process import Runner
 from registry.host.surroundings import Note, Surroundings
 
 _log = logging.getLogger(__name__)
@@ -97,12 +98,12 @@ class Machine:
         env = {**launch.env, **added}
         return msgspec.structs.replace(launch, env=env, files_max=self._files_max)
 
-    def spawn(self, definition: Definition, run: int, digest: str) -> Observation:
-        """Put a run behind its gate."""
+    async def spawn(self, definition: Definition, run: int, digest: str) -> Observation:
+        """Put a run behind its gate; one at a time."""
         try:
             launch = self._equipped(definition, run)
             mark = self.mark(definition.name, run)
-            spawned = self._runner.spawn(definition.name, run, mark, launch, definition.logs)
+            spawned = await self._runner.spawn(definition.name, run, mark, launch, definition.logs)
         except LaunchError as error:
             error = gate.shortage() or error
             return SpawnRefused(run=run, reason=error.reason, message=error.message)

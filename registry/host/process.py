@@ -12,19 +12,19 @@ import contextlib
 import os
 import resource
 import signal
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from registry.core.definition import Logs
 from registry.core.events import Usage
-from registry.core.inputs import GateOpened, GroupGone, Observation, ProcessExited, ProcessLost
+from registry.core.inputs import GateOpened, GroupGone, Observation
 from registry.host import adoption, gate, proc
 from registry.host.capabilities import Capabilities, find_setpriv
 from registry.host.clock import NS, mono_ns
 from registry.host.commands import Commands
+from registry.host.ends import ended, usage_of
 from registry.host.kept import Kept, OutputKeeper
 from registry.host.launch import Launch, LaunchError
 from registry.host.members import Groups, Process, owner_of
@@ -70,6 +70,7 @@ class Runner:
         self._by_number: dict[int, Process] = {}
         self._left: dict[Process, None] = {}  # those whose main process is gone
         self._in_a_hurry = False
+        self._is_spawning = self._ended_meanwhile = False
         self._reaps_next: bool | None = None  # None: nothing was reaped in this turn
         self.before_reap: Callable[[str], None] = lambda _service: None
         """Called before an ended process of a service is reaped: what it said last is to be heard first."""
@@ -89,12 +90,13 @@ class Runner:
         for process in list(self._processes.values()):
             self._forget(process)
 
-    def spawn(
+    async def spawn(
         self, service: str, run: int, mark: str, launch: Launch, logs: Logs | None
     ) -> Spawned:
-        """Spawn a run behind its gate. Raises LaunchError."""
+        """Spawn a run behind its gate; one at a time. Raises LaunchError."""
         self._groups.refuse_limits(launch)
-        gated, output = self._spawn_kept(launch) if logs else (self._spawn_gated(launch), None)
+        with self._reaping_later():
+            gated, output = await self._spawning.do_meanwhile(self._spawn_kept, launch, logs)
         process = Process(
             service=service,
             run=run,
@@ -124,11 +126,13 @@ class Runner:
     ) -> gate.Gated:
         return self._spawning.do(gate.spawn, self._gates, launch, self._setpriv, output, stdin)
 
-    def _spawn_kept(self, launch: Launch) -> tuple[gate.Gated, int]:
+    def _spawn_kept(self, launch: Launch, logs: Logs | None) -> tuple[gate.Gated, int | None]:
         """The process, and our end of its output."""
+        if logs is None:
+            return gate.spawn(self._gates, launch, self._setpriv, os.devnull), None
         try:
             with self._kept.fifo(launch.uid) as (path, output):
-                return self._spawn_gated(launch, output=path), output
+                return gate.spawn(self._gates, launch, self._setpriv, path), output
         except OSError as error:
             raise gate.refusal(error) from None
 
@@ -243,12 +247,26 @@ class Runner:
 
     def _children_ended(self) -> None:
         """Reap once a turn of the loop, however many signals told of ends meanwhile."""
-        if self._reaps_next is None:
+        if self._is_spawning:
+            self._ended_meanwhile = True
+        elif self._reaps_next is None:
             self._reaps_next = False
             asyncio.get_running_loop().call_soon(self._turn_over)
             self.reap()
         else:
             self._reaps_next = True
+
+    @contextlib.contextmanager
+    def _reaping_later(self) -> Iterator[None]:
+        """Nobody is reaped within it: who is spawned there, and has ended, would be nobody's."""
+        self._is_spawning = True
+        try:
+            yield
+        finally:
+            self._is_spawning = False
+            if self._ended_meanwhile:
+                self._ended_meanwhile = False
+                asyncio.get_running_loop().call_soon(self._children_ended)
 
     def _turn_over(self) -> None:
         again, self._reaps_next = self._reaps_next, None
@@ -318,7 +336,7 @@ class Runner:
             process.leader_gone = True
             self._forget_number(pid, process)
         elif stat is None or process.start_time in (None, stat.start_time):
-            self._main_ended(process, code, comm=stat.comm if stat else None, usage=_usage(usage))
+            self._main_ended(process, code, comm=stat.comm if stat else None, usage=usage_of(usage))
 
     def _stranger_ended(self, process: Process) -> None:
         assert process.pid is not None
@@ -563,38 +581,3 @@ class Runner:
         its output goes into `said`, the rest nowhere.
         """
         return await self._commands.run(launch, timeout_s, stdin, said)
-
-
-def ended(
-    process: Process,
-    code: int | None,
-    *,
-    group_empty: bool,
-    comm: str | None = None,
-    usage: Usage | None = None,
-) -> Observation:
-    """What is to be told of a leader that ended: its exit code, negative for a signal, None if unknown."""
-    if code is None:
-        return ProcessLost(run=process.run, group_empty=group_empty, killed=len(process.killed))
-    exit_code = code if code >= 0 else None
-    failure = gate.launch_failure(process.steps, comm, exit_code) if process.steps else None
-    return ProcessExited(
-        run=process.run,
-        exit_code=exit_code,
-        signal=-code if code < 0 else None,
-        group_empty=group_empty,
-        killed=len(process.killed),
-        never_ran=code == gate.NEVER_RAN and not process.opened,
-        launch_failure=failure[0] if failure else None,
-        message=failure[1] if failure else None,
-        usage=usage,
-    )
-
-
-def _usage(usage: resource.struct_rusage) -> Usage:
-    # getrusage(2): ru_maxrss is in kilobytes on Linux, in bytes on macOS
-    unit = 1 if sys.platform == "darwin" else 1024
-    # a child begins with what its parent held: no more than that says nothing of its own
-    is_its_own = usage.ru_maxrss > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    held = usage.ru_maxrss * unit if is_its_own else None
-    return Usage(round(usage.ru_utime, 6), round(usage.ru_stime, 6), held)

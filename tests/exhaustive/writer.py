@@ -24,6 +24,7 @@ from registry.core.projection import Projection
 from registry.core.service import HAS_RUN, Service
 from registry.questions.plan import plan
 from registry.registry import Registry, _Item
+from tests.coroutines import at_once
 from tests.exhaustive import rules
 from tests.exhaustive.states import FAR_NS, GATE, GONE, RUNS, SEQ, SHUT, Pool, Run, World, merged
 
@@ -53,7 +54,7 @@ class Writer:
         """Both clocks."""
         return ev.Now(self._now_ns, self._now_ns)
 
-    def spawn(self, definition: Definition, run: int, digest: str) -> inp.Observation:
+    async def spawn(self, definition: Definition, run: int, digest: str) -> inp.Observation:
         """Put a process behind its gate, or refuse."""
         name, self.has_spawned = definition.name, True
         rules.one_run_at_a_time(self._runs[name], name)
@@ -90,7 +91,7 @@ class Writer:
         self.has_spawned = False
         records: list[ev.Record] = []
         for item in items:
-            records += registry._decide(item)
+            records += at_once(registry._decide(item))
         live = registry._live
         rules.hold(before, live, records)
         self.decided(records)

@@ -25,6 +25,7 @@ from registry.host.launch import Launch
 from registry.host.process import Runner
 from registry.host.spawning import Spawning
 from registry.logs.target import LogTarget
+from tests.coroutines import at_once
 
 SH = "/bin/sh"
 LOGS = Logs(dir="/nowhere", size_max=1, files_max=1)
@@ -108,7 +109,8 @@ class Host:
         """Put `argv` behind a gate; its pid."""
         mark = self.mark(service, run)
         fields["env"] = {proc.MARK: mark, **fields.get("env", {})}
-        spawned = self.runner.spawn(service, run, mark, self.launch(*argv, **fields), logs)
+        launch = self.launch(*argv, **fields)
+        spawned = at_once(self.runner.spawn(service, run, mark, launch, logs))
         self.pids.append(spawned.pid)
         return spawned.pid
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import Iterator
@@ -60,6 +61,21 @@ def test_what_it_leaves_behind_at_its_end_is_still_ours(spawning):
     spawning.close()
     os.kill(pid, 9)
     assert os.waitpid(pid, 0) == (pid, 9)
+
+
+async def test_while_others_wait_the_loop_goes_on(spawning):
+    spawning.others_wait = lambda: True
+    goes_on = threading.Event()
+    asyncio.get_running_loop().call_soon(goes_on.set)
+    assert await spawning.do_meanwhile(goes_on.wait, 10.0)
+    with pytest.raises(ZeroDivisionError):
+        await spawning.do_meanwhile(divmod, 1, 0)
+
+
+async def test_where_nobody_waits_it_is_done_at_once(spawning):
+    begun = threading.Event()
+    asyncio.get_running_loop().call_soon(begun.set)
+    assert await spawning.do_meanwhile(begun.is_set) is False
 
 
 def test_no_signal_wakes_it(spawning):

@@ -102,7 +102,7 @@ class SimulatedHost:
 
     # --- starting ---------------------------------------------------------------------------------
 
-    def spawn(self, definition: Definition, run: int, digest: str) -> inp.Observation:
+    async def spawn(self, definition: Definition, run: int, digest: str) -> inp.Observation:
         """Put a process behind its gate: SpawnSucceeded or SpawnRefused."""
         self._life.point("spawn")
         self._outside.spawning(definition, run)

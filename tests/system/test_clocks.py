@@ -309,14 +309,15 @@ while True:
 # The machine has no more processes to give while there is a file `none`.
 SHORT = """
 import errno, os
-posix_spawn = os.posix_spawn
+from registry.host import gate
+posix_spawn = gate.posix_spawn
 
 def spawn_or_fail(*arguments, **more):
     if os.path.exists("none"):
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     return posix_spawn(*arguments, **more)
 
-os.posix_spawn = spawn_or_fail
+gate.posix_spawn = spawn_or_fail
 from registry.__main__ import main
 main()
 """
