@@ -50,6 +50,9 @@ class Outside(Protocol):
     def refused_spawn(self) -> Reason | None:
         """Why no process can be made just now."""
 
+    def spawn_s(self) -> float:
+        """How long the next process takes to be made, while others have their turn; 0 where they have not."""
+
     def delivery_s(self) -> float:
         """How long it takes until somebody is told."""
 
@@ -95,6 +98,8 @@ class SimulatedHost:
         self._runs: dict[Key, Tracked] = {}
         self._definitions: dict[str, Definition] = {}
         self.journal_id = ""
+        self.busy = False
+        """Whether a decision waits for its process."""
 
     def begin(self) -> None:
         """From now on ends are told."""
@@ -109,6 +114,10 @@ class SimulatedHost:
         reason = self._outside.refused_spawn()
         if reason is not None:
             return inp.SpawnRefused(run=run, reason=reason, message="no")
+        if (takes_s := self._outside.spawn_s()) > 0:
+            self.busy = True
+            await asyncio.sleep(takes_s)
+            self.busy = False
         key = (definition.name, run)
         process = self._kernel.spawn(self.journal_id, key)
         self._definitions[definition.name] = definition

@@ -180,6 +180,10 @@ class ToldWorld(World):
         """The next spawn is refused."""
         self._refusal = reason
 
+    def spawn_s(self) -> float:
+        """How long the next process takes to be made, while others have their turn."""
+        return 0.0
+
     def delivery_s(self) -> float:
         """How long it takes until somebody is told."""
         return 0.0005

@@ -15,9 +15,9 @@ HERE = Path(__file__).parent
 SEEDS = 36
 HOURS = 0.4
 DIGESTS = {
-    1: "a0948abf46e99b8116cc0ec35bb4b22557b031f53865544a5102615fb2bc7b70",
-    2: "02f1cab8462f67065730113f3a5c6dcd23dda69296b76882bca8130ca17f7b1d",
-    3: "0affbc99163359a7236b4ac24f34d451b76b2704396a65ccceef28bf6a33cd97",
+    1: "4ddd28b3164f74498e930a49cede38aafafd50517ffdb3958b56513c98b98138",
+    2: "dd8c0162659e68dfd7702c01a4d473939bfeb121569ea55f55c50a14e54fb7c3",
+    3: "fb49f9ca770520a2df51244ca7cd5123312846cd2780676a719fc99c1d988865",
 }
 """Of seeds of HOURS each. They change with every change of what the registry decides, and with the simulator:
 `python3 tools/dev simulate --seeds 3 --hours 0.4` tells the new ones.

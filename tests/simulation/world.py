@@ -42,6 +42,8 @@ QUIET_S = 400.0
 ROWS_TOLD = 12
 ALL_EVERY = 64
 """Commits after which every live machine is compared with the fold, not only those that had events."""
+MEANWHILE = 0.3
+"""The part of spawns during which others have their turn: while clients are connected they have."""
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -283,7 +285,7 @@ class World:
 
     def _step(self) -> None:
         life = self.life
-        if life is None or life.dead or not life.is_up or life.journal.busy:
+        if life is None or life.dead or not life.is_up or life.journal.busy or life.host.busy:
             return
         registry = life.registry
         seen_life, seen_seq = self._seen
@@ -387,6 +389,13 @@ class World:
             return None
         self.happened["spawn refused"] += 1
         return self.chance.choice(refusals())
+
+    def spawn_s(self) -> float:
+        """How long the next process takes to be made, while others have their turn."""
+        if self.chance.random() >= MEANWHILE:
+            return 0.0
+        self.happened["others had their turn during a spawn"] += 1
+        return self.chance.uniform(0.0002, 0.002)
 
     def delivery_s(self) -> float:
         """How long it takes until somebody is told."""
