@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -159,12 +160,10 @@ def make_room(services: int) -> None:
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     length = min(_DESCRIPTORS_OF_ONE * services + _DESCRIPTORS_OF_OURS, hard)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, length), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, length), hard))
+    with contextlib.suppress(OSError):  # then it grows when it has to
         os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, length - 1))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    except OSError:
-        return  # then it grows when it has to
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def settle_in() -> int:

@@ -146,6 +146,7 @@ class Registry:
         self._host = host
         self._clock = clock
         self._inbox: deque[_Item] = deque()
+        self._is_deciding = False
         self._arrived = asyncio.Event()
         self._finished = False
         self._commit_seen: asyncio.Future[None] | None = None
@@ -198,16 +199,15 @@ class Registry:
         """
         if self.degraded_since_ns is not None:
             raise Unavailable(self.trouble)
-        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def done() -> None:
-            if not written.done():
-                written.set_result(None)
-
-        self._put(_Item((), done=done, facts=(event,)))
-        await written
+        await self._work_done(event)
         if self.degraded_since_ns is not None:
             raise NotCommitted(self.trouble)
+
+    async def _work_done(self, *facts: ev.Event) -> None:
+        """Wait until these, and all that has arrived before, are committed, or held."""
+        done = asyncio.Event()
+        self._put(_Item((), done=done.set, facts=facts))
+        await done.wait()
 
     def probed(
         self,
@@ -236,8 +236,8 @@ class Registry:
         )
         if final:
             given = msgspec.structs.replace(given, final=True)
-        # what waits in the inbox may make news of it
-        if self._inbox or is_news(watched, given):
+        # what waits to be decided may make news of it
+        if self._inbox or self._is_deciding or is_news(watched, given):
             self._put(_Item([(service, given)]))
 
     def _put(self, item: _Item) -> None:
@@ -285,6 +285,7 @@ class Registry:
     async def _settle_batch(self, batch: list[_Item]) -> None:
         records: list[ev.Record] = []
         answers: list[tuple[asyncio.Future[Accepted], Accepted]] = []
+        self._is_deciding = True
         for item in batch:
             if item.answer is not None and self.degraded_since_ns is not None:
                 _answer(item.answer, Unavailable(self.trouble))
@@ -293,6 +294,7 @@ class Registry:
             records += decided
             if item.answer is not None:
                 answers.append((item.answer, self._accepted(item.steps[0][0], decided)))
+        self._is_deciding = False
         if records:
             await self._keep(records)
         concerned = [name for item in batch for name, _given in item.steps]
@@ -530,6 +532,7 @@ class Registry:
     async def stop_all(self) -> None:
         """Refuse further commands, stop every service, and wait until nothing of them is left."""
         self.closing = True
+        await self._work_done()
         services = self._live.services
         ought = [name for name, each in services.items() if each.wanted or each.state in HAS_RUN]
         self._declare_stops(ought)

@@ -681,6 +681,57 @@ async def test_what_waits_to_be_decided_makes_news_of_a_result(made):
     assert changes[-1].ended.count == 1
 
 
+async def slow_spawns(registry, host):
+    """From now on a spawn of `slow` waits for `goes_on`, once it has `begun`."""
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+    spawn = host.spawn
+
+    async def slowly(definition, run, digest):
+        if definition.name == "slow":
+            begun.set()
+            await goes_on.wait()
+        return await spawn(definition, run, digest)
+
+    host.spawn = slowly
+    return begun, goes_on
+
+
+async def test_what_is_being_decided_makes_news_of_a_result(made):
+    registry, journal, host = made
+    check = Check("a", "unix:/s", failures=5)
+    await registry.command([declared("web", checks=(check,)), declared("slow")])
+    await registry.command([("web", inp.Start(actor=ROOT))])
+    probe(registry, True)
+    await reaches(registry, "web", State.RUNNING)
+    begun, goes_on = await slow_spawns(registry, host)
+    registry.declare([("slow", inp.Start())])
+    probe(registry, False)
+    await asyncio.wait_for(begun.wait(), 5)
+    probe(registry, True)
+    goes_on.set()
+    await idle(registry)
+    changes = [each.event.ok for each in journal.records if each.type == "probe_changed"]
+    assert changes == [True, False, True]
+
+
+async def test_what_is_being_started_when_all_is_to_stop_is_stopped(made):
+    registry, _journal, host = made
+    await registry.command([declared("slow"), ("web", inp.Stop())])
+    registry.observe("web", inp.ProcessExited(run=1, signal=15))
+    await reaches(registry, "web", State.STOPPED)
+    begun, goes_on = await slow_spawns(registry, host)
+    registry.declare([("slow", inp.Start())])
+    await asyncio.wait_for(begun.wait(), 5)
+    stopping = asyncio.create_task(registry.stop_all())
+    await asyncio.sleep(0)
+    goes_on.set()
+    await reaches(registry, "slow", State.STOPPING)
+    assert not stopping.done()
+    registry.observe("slow", inp.ProcessExited(run=1, signal=15))
+    await asyncio.wait_for(stopping, 5)
+    assert registry.committed.services["slow"].state is State.STOPPED
+
+
 # --- the end while none can be written ----------------------------------------------------------------
 
 

@@ -106,9 +106,11 @@ def _declared(sheet: Sheet, item: Item, defaults: Table, root: Path, position: i
     services: list[Service] = []
     for instance in range(1, (instances or 1) + 1):
         plain = Definition(name=name, cmd=(), position=position + instance - 1)
-        given = keys
         if instances is not None:
-            plain, given = _as_instance(plain, instance), with_instance(keys, instance)
+            plain = _as_instance(plain, instance)
+        # without instances nothing is to be replaced, unless it was complained of: once is enough
+        is_literal = instances is None and len(sheet) == faults
+        given = keys if is_literal else with_instance(keys, instance)
         services.append(_service(sheet, given, shown, plain, root))
         if len(sheet) > faults:
             break  # it speaks for all of them

@@ -117,11 +117,18 @@ async def _connect(
     """On this machine a connection is there, or refused, as soon as it is asked for: asking again tells, and takes
     less than a wait. Raises OSError.
     """
+    if "%" in address[0]:  # a zone, whose number the loop looks up
+        await loop.sock_connect(client, address)
+        return
     error = client.connect_ex(address)
     if error == errno.EINPROGRESS:
         error = client.connect_ex(address)
     if error == errno.EALREADY:
-        await loop.sock_connect(client, address)
+        try:
+            await loop.sock_connect(client, address)
+        except OSError as failure:  # not on Linux: it came to be there meanwhile
+            if failure.errno != errno.EISCONN:
+                raise
     elif error not in (0, errno.EISCONN):
         raise OSError(error, os.strerror(error))
 

@@ -7,6 +7,7 @@ where its types and flags are not as here, os.posix_spawn is called.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -41,17 +42,31 @@ class _Library:
         library.sigfillset(defaults)
         for each in _OURS:
             library.sigdelset(defaults, int(each))
-        library.posix_spawnattr_init(self.attributes)
-        library.posix_spawnattr_setflags(self.attributes, _SETSIGDEF | _SETSIGMASK | _SETSID)
-        library.posix_spawnattr_setsigmask(self.attributes, none)
-        library.posix_spawnattr_setsigdefault(self.attributes, defaults)
+        flags = _SETSIGDEF | _SETSIGMASK | _SETSID
+        _refuse(library.posix_spawnattr_init(self.attributes))
+        _refuse(library.posix_spawnattr_setflags(self.attributes, flags))
+        _refuse(library.posix_spawnattr_setsigmask(self.attributes, none))
+        _refuse(library.posix_spawnattr_setsigdefault(self.attributes, defaults))
 
 
 def _buffer() -> _Buffer:
     return ctypes.create_string_buffer(_BYTES)
 
 
-_library = _Library() if sys.platform == "linux" else None
+def _refuse(error: int) -> None:
+    if error:
+        raise OSError(error, os.strerror(error))
+
+
+def _found() -> _Library | None:
+    """None where os.posix_spawn has to do: elsewhere, and where the library knows no sessions (glibc before 2.26)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            return _Library()
+    return None
+
+
+_library = _found()
 
 
 def posix_spawn(
@@ -112,8 +127,3 @@ def _spawned(
 
 def _texts(words: Sequence[str]) -> ctypes.Array[ctypes.c_char_p]:
     return (ctypes.c_char_p * (len(words) + 1))(*map(os.fsencode, words))
-
-
-def _refuse(error: int) -> None:
-    if error:
-        raise OSError(error, os.strerror(error))

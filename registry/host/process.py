@@ -96,6 +96,14 @@ class Runner:
         """Spawn a run behind its gate; one at a time. Raises LaunchError."""
         self._groups.refuse_limits(launch)
         with self._reaping_later():
+            return await self._spawn(service, run, mark, launch, logs)
+
+    async def _spawn(
+        self, service: str, run: int, mark: str, launch: Launch, logs: Logs | None
+    ) -> Spawned:
+        if launch.descriptors:  # while others have their turn they might be another's
+            gated, output = self._spawning.do(self._spawn_kept, launch, logs)
+        else:
             gated, output = await self._spawning.do_meanwhile(self._spawn_kept, launch, logs)
         process = Process(
             service=service,
@@ -258,7 +266,7 @@ class Runner:
 
     @contextlib.contextmanager
     def _reaping_later(self) -> Iterator[None]:
-        """Nobody is reaped within it: who is spawned there, and has ended, would be nobody's."""
+        """Nobody is reaped within it, but at its end: who is spawned there, and has ended, would be nobody's."""
         self._is_spawning = True
         try:
             yield
@@ -266,7 +274,7 @@ class Runner:
             self._is_spawning = False
             if self._ended_meanwhile:
                 self._ended_meanwhile = False
-                asyncio.get_running_loop().call_soon(self._children_ended)
+                self._children_ended()
 
     def _turn_over(self) -> None:
         again, self._reaps_next = self._reaps_next, None

@@ -13,6 +13,7 @@ becomes the next program at an upgrade. It is that one's first thread then, and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -58,7 +59,8 @@ class Spawning:
         done: asyncio.Future[Outcome] = loop.create_future()
 
         def tell(outcome: Outcome) -> None:
-            loop.call_soon_threadsafe(_settle, done, outcome)
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(_settle, done, outcome)
 
         self._work.put((partial(work, *args, **kwargs), tell))
         return _result(await done)  # type: ignore[no-any-return]

@@ -161,10 +161,16 @@ class Keeper:
         return self._pid
 
     def reach(self) -> None:
-        """Find the keeper or have one begin, which takes it a while; `connect` asks what it has."""
+        """Have a keeper begin where there is none, which takes it a while; `connect` asks it what it has.
+
+        One that is there is not held up: while it has a daemon it leaves to that one what services say.
+        """
         self._loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):  # `connect` will meet it, and say so
-            self._reached = self._reach()
+            try:
+                self._dial().close()
+            except (FileNotFoundError, ConnectionRefusedError):
+                self._reached = self._start()
 
     async def connect(self) -> Found:
         """Find the keeper or start one; what it has. Nothing when none can be had: it is tried on."""

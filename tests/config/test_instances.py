@@ -116,3 +116,10 @@ def test_a_name_is_short_enough_for_its_last_instance(read: Read, refused: Refus
     assert len(read(text + "99").definitions[-1].name) == 64
     (complaint,) = refused(text + "100")
     assert "name: is longer than 64 characters with '@100'; shorten it" in complaint
+
+
+def test_without_instances_one_complaint_is_enough_for_a_number(refused: Refused):
+    text = '[[service]]\nname = "web"\ncmd = ["x"]\nhealth_check = "tcp:localhost:80{instance}"\n'
+    told = refused(text + 'start_timeout = "{instance}s"\n')
+    assert len(told) == 2, told
+    assert all("is for services with instances" in each for each in told)

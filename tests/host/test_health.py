@@ -442,6 +442,19 @@ async def test_a_url_says_where_to_connect(
     assert places == [(address, port)]
 
 
+async def test_a_zone_of_an_address_is_left_to_the_loop_which_knows_its_number() -> None:
+    places = []
+
+    class Loop:
+        async def sock_connect(self, _client: Any, place: tuple[str, int]) -> None:
+            places.append(place)
+
+    loop: Any = Loop()
+    with socket.socket(socket.AF_INET6) as client:
+        await http_probe._connect(loop, client, ("fe80::1%lo", 80))
+    assert places == [("fe80::1%lo", 80)]
+
+
 async def test_an_ipv6_literal_is_asked_with_its_brackets() -> None:
     requests = []
 

@@ -6,6 +6,8 @@ import os
 import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -38,6 +40,19 @@ def test_room_for_the_descriptors_of_all_services_is_made_before_there_are_threa
     words = Path(f"/proc/{pid}/status").read_text().split()
     assert int(words[words.index("FDSize:") + 1]) >= 3 * 200
     assert len(os.listdir(f"/proc/{pid}/fd")) < 100, "nothing is open in it"
+
+
+def test_the_limit_of_descriptors_is_kept_where_no_room_can_be_made():
+    """Standard input is closed, so that there is nothing to be copied."""
+    script = (
+        "import os, resource; os.close(0); resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 4096));"
+        "from registry.house import make_room; make_room(1000);"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "(1024, 4096)\n"
 
 
 def one_sentence(text: str) -> str:
