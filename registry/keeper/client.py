@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import select
 import signal
 import socket
 import sys
@@ -48,6 +49,9 @@ GONE_S = 2.0
 DELAY_S = 0.1
 DELAY_MAX_S = 5.0
 """Between attempts; the first comes at once. A keeper that lived this long was a good one."""
+
+LEAVE_S = 1.0
+"""How long is waited for a keeper that is busy to take what is said last."""
 
 LATER_S = 0.1
 """How long a message may wait for another that nobody is waiting for."""
@@ -252,11 +256,23 @@ class Keeper:
         if self._reached is not None:
             self._reached.close()
         self._post({"type": "leave", "keep": keep})
+        self._send_rest()
         self._disconnect()
         self._forget_process()
         self._runs.close()
         self._slots.close()
         self._set_first(Found())
+
+    def _send_rest(self) -> None:
+        """Wait for a keeper that is busy, so long at most: it would go on for ever with what nobody needs."""
+        if self._channel is None or not self._waits_for_room:
+            return
+        room = select.poll()  # of any descriptor, however high its number
+        room.register(self._channel, select.POLLOUT)
+        until_s = self._loop.time() + LEAVE_S
+        while self._waits_for_room and (left_s := until_s - self._loop.time()) > 0:
+            if room.poll(left_s * 1000):
+                self._flush()
 
     # Coming and going
 

@@ -69,6 +69,16 @@ def all_lines(log: LogTarget) -> list[str]:
     return lines
 
 
+async def sent(side) -> None:
+    """Once all that was said is on its way."""
+    await asyncio.wait_for(_nothing_pending(side), 10)
+
+
+async def _nothing_pending(side) -> None:
+    while side._pending:  # noqa: ASYNC110  it says so to nobody
+        await asyncio.sleep(0.001)
+
+
 def count_fds(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
@@ -227,6 +237,21 @@ async def test_it_ends_with_a_daemon_that_could_not_begin(make_side, is_dead) ->
     side = make_side()
     side.reach()
     pid = side.pid
+    side.close()
+    is_dead(pid)
+
+
+async def test_what_is_said_last_arrives_however_much_it_is(make_side, is_dead) -> None:
+    side = make_side()
+    await side.connect()
+    pid = side.pid
+    pidfd = os.pidfd_open(os.getpid())
+    for run in range(1, 1001):
+        side.keep("web", run, None, pidfd, None)
+    os.close(pidfd)
+    await sent(side)
+    for run in range(1, 1001):
+        side.release("web", run)
     side.close()
     is_dead(pid)
 
