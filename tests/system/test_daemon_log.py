@@ -137,6 +137,7 @@ def test_nothing_is_said_while_nothing_happens(box):
     box.start()
     for name in ("auth-service", "plugin-manager"):
         box.wait_status(name, "Running", health="healthy")
+        box.wait_said(f"Health OK: {name}")
     before = box.errors.read_text()
     seen = set()
 
