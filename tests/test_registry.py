@@ -645,13 +645,18 @@ def probe(registry, ok):
     registry.probed("web", 1, "a", ok=ok, error=error, latency_ns=1)
 
 
-async def test_a_result_like_those_before_it_costs_no_decision(made, monkeypatch):
-    registry, _journal, _host = made
-    check = Check("a", "unix:/s", failures=1)
-    await registry.command([declared("web", checks=(check,))])
+async def checked(registry, *others):
+    """`web` runs, and its check has succeeded once."""
+    web = declared("web", checks=(Check("a", "unix:/s", failures=5),))
+    await registry.command([web, *others])
     await registry.command([("web", inp.Start(actor=ROOT))])
     probe(registry, True)
     await reaches(registry, "web", State.RUNNING)
+
+
+async def test_a_result_like_those_before_it_costs_no_decision(made, monkeypatch):
+    registry, _journal, _host = made
+    await checked(registry)
     decided: list[Any] = []
 
     def note(service, given, place):
@@ -668,11 +673,7 @@ async def test_a_result_like_those_before_it_costs_no_decision(made, monkeypatch
 
 async def test_what_waits_to_be_decided_makes_news_of_a_result(made):
     registry, journal, _host = made
-    check = Check("a", "unix:/s", failures=5)
-    await registry.command([declared("web", checks=(check,))])
-    await registry.command([("web", inp.Start(actor=ROOT))])
-    probe(registry, True)
-    await reaches(registry, "web", State.RUNNING)
+    await checked(registry)
     probe(registry, False)
     probe(registry, True)
     await idle(registry)
@@ -681,7 +682,7 @@ async def test_what_waits_to_be_decided_makes_news_of_a_result(made):
     assert changes[-1].ended.count == 1
 
 
-async def slow_spawns(registry, host):
+def slow_spawns(host):
     """From now on a spawn of `slow` waits for `goes_on`, once it has `begun`."""
     begun, goes_on = asyncio.Event(), asyncio.Event()
     spawn = host.spawn
@@ -698,12 +699,8 @@ async def slow_spawns(registry, host):
 
 async def test_what_is_being_decided_makes_news_of_a_result(made):
     registry, journal, host = made
-    check = Check("a", "unix:/s", failures=5)
-    await registry.command([declared("web", checks=(check,)), declared("slow")])
-    await registry.command([("web", inp.Start(actor=ROOT))])
-    probe(registry, True)
-    await reaches(registry, "web", State.RUNNING)
-    begun, goes_on = await slow_spawns(registry, host)
+    await checked(registry, declared("slow"))
+    begun, goes_on = slow_spawns(host)
     registry.declare([("slow", inp.Start())])
     probe(registry, False)
     await asyncio.wait_for(begun.wait(), 5)
@@ -719,7 +716,7 @@ async def test_what_is_being_started_when_all_is_to_stop_is_stopped(made):
     await registry.command([declared("slow"), ("web", inp.Stop())])
     registry.observe("web", inp.ProcessExited(run=1, signal=15))
     await reaches(registry, "web", State.STOPPED)
-    begun, goes_on = await slow_spawns(registry, host)
+    begun, goes_on = slow_spawns(host)
     registry.declare([("slow", inp.Start())])
     await asyncio.wait_for(begun.wait(), 5)
     stopping = asyncio.create_task(registry.stop_all())

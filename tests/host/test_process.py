@@ -537,23 +537,29 @@ async def test_what_cannot_be_looked_at_just_now_is_not_taken_for_gone(host, mon
     assert not is_alive(stray)
 
 
+def looks_at_processes(monkeypatch) -> list[int]:
+    """The pids that /proc is asked about from now on."""
+    looked: list[int] = []
+    stat = proc.stat
+
+    def look(pid):
+        looked.append(pid)
+        return stat(pid)
+
+    monkeypatch.setattr(proc, "stat", look)
+    return looked
+
+
 async def test_an_end_with_500_idle_neighbours_is_seen_without_a_scan_of_proc(host, monkeypatch):
     monkeypatch.setattr(proc, "all_pids", lambda: pytest.fail("every process was looked at"))
     for number in range(500):
         host.spawn(SH, "-c", "exit 0", service=f"idle{number}", logs=None)
-    looked: set[int] = set()
-    stat = proc.stat
-
-    def look(pid):
-        looked.add(pid)
-        return stat(pid)
-
-    monkeypatch.setattr(proc, "stat", look)
+    looked = looks_at_processes(monkeypatch)
     host.script("exit 0", logs=None)
     looked.clear()
     exited = await host.next()
     assert exited == ProcessExited(run=1, exit_code=0, usage=exited.usage)
-    assert looked == set()
+    assert looked == []
 
 
 async def test_an_end_is_seen_of_who_was_killed_before_it_was_known_whose_he_is(host, monkeypatch):
@@ -577,14 +583,7 @@ async def test_an_end_is_seen_of_who_was_killed_before_it_was_known_whose_he_is(
 
 
 async def test_an_end_is_looked_at_where_it_may_be_that_of_the_gate(host, monkeypatch):
-    looked: list[int] = []
-    stat = proc.stat
-
-    def look(pid):
-        looked.append(pid)
-        return stat(pid)
-
-    monkeypatch.setattr(proc, "stat", look)
+    looked = looks_at_processes(monkeypatch)
     pid = host.script("exit 127", logs=None)
     looked.clear()
     exited = await host.next()
@@ -597,14 +596,7 @@ async def test_what_the_processes_of_others_leave_to_us_is_looked_at_once(host, 
     orphans = "for each in $(seq 50); do (sleep 1000 & sleep 1000 &); done; echo ready; "
     host.script(f"{orphans} exec sleep 1000", service="bomb")
     assert await host.line(service="bomb") == "ready"
-    looked: list[int] = []
-    stat = proc.stat
-
-    def look(pid):
-        looked.append(pid)
-        return stat(pid)
-
-    monkeypatch.setattr(proc, "stat", look)
+    looked = looks_at_processes(monkeypatch)
     for run, most in ((1, 110), (2, 10)):
         looked.clear()
         host.script("exit 0", run=run, logs=None)
@@ -613,7 +605,7 @@ async def test_what_the_processes_of_others_leave_to_us_is_looked_at_once(host, 
     host.runner.stop("bomb", 1, "SIGTERM", mono_ns())
     while not getattr(last := await host.next(), "group_empty", isinstance(last, GroupGone)):
         continue
-    assert not [pid for pid in proc.own_children() if (now := stat(pid)) and now.is_alive]
+    assert not [pid for pid in proc.own_children() if (now := proc.stat(pid)) and now.is_alive]
 
 
 # the input of a command
