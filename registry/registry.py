@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from typing import Any, Protocol
 
@@ -317,13 +317,18 @@ class Registry:
         self._parted.clear()
         for name, seq in latest.items():
             told |= dict.fromkeys(self.graph.neighbours(name, self._live.services), seq)
-        for name, seq in told.items():
-            self._put(_Item([(name, inp.Reconsider(cause=seq))]))
+        self._have_reconsidered(told)
 
     def reconsider_all(self) -> None:
         """Have every service look at its neighbours and its duties: after recovery."""
-        for name, service in self._live.services.items():
-            self._put(_Item([(name, inp.Reconsider(cause=service.cause))]))
+        services = self._live.services.items()
+        self._have_reconsidered({name: service.cause for name, service in services})
+
+    def _have_reconsidered(self, causes: Mapping[str, int | None]) -> None:
+        for name, cause in causes.items():
+            service = self._live.services.get(name)
+            if service is not None and not rests(service):  # who rests waits for nobody
+                self._put(_Item([(name, inp.Reconsider(cause=cause))]))
 
     async def _keep(self, records: list[ev.Record]) -> None:
         """Commit, or hold: either way it has happened."""
@@ -563,14 +568,8 @@ class Registry:
 
 def _watched_of(service: Service) -> tuple[Any, ...]:
     """What the watch of a run depends on, besides the run: a change of it begins the watch anew."""
-    definition = service.definition
-    return (
-        definition.checks,
-        definition.restart.memory_max,
-        definition.logs,
-        definition.readiness,
-        service.watchdog_s,
-    )
+    of = service.definition
+    return of.checks, of.restart.memory_max, of.logs, of.readiness, service.watchdog_s
 
 
 def _is_asked_for(given: inp.Start | inp.Restart) -> bool:

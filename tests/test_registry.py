@@ -604,19 +604,43 @@ async def test_a_start_of_one_that_is_being_removed_starts_nothing_that_it_needs
     assert of(journal.records, "db")[-1] == ("db", "group_emptied")
 
 
-async def test_only_the_neighbours_of_what_changed_or_went_look_again(made, monkeypatch):
+@pytest.fixture
+def looked(monkeypatch):
+    """The names of those that look again at their neighbours."""
+    names: list[str] = []
+
+    def note(service, given, place):
+        if isinstance(given, inp.Reconsider):
+            names.append(service.name)
+        return decide(service, given, place)
+
+    monkeypatch.setattr(writer, "decide", note)
+    return names
+
+
+async def test_who_rests_need_not_look_at_his_neighbours(made, looked):
+    """A boot of a thousand that are new would have two thousand look for nothing."""
+    registry, journal, _host = made
+    await registry.command([declared("db"), declared("app", "db"), declared("off", "db")])
+    await registry.command([("app", inp.Start(actor=ROOT)), ("db", inp.Stop(actor=ROOT))])
+    await idle(registry)
+    assert "app" in looked, "which waits"
+    assert "off" not in looked
+    del looked[:]
+    later, _host = recovered(journal.records)
+    later.reconsider_all()
+    await later.drain()
+    assert "app" in looked
+    assert "off" not in looked
+    later.close()
+
+
+async def test_only_the_neighbours_of_what_changed_or_went_look_again(made, looked):
     registry, _journal, _host = made
     await of_two(registry)
     await registry.command([declared(f"apart{number}") for number in range(20)])
     await idle(registry)
-    looked: list[str] = []
-
-    def note(service, given, place):
-        if isinstance(given, inp.Reconsider):
-            looked.append(service.name)
-        return decide(service, given, place)
-
-    monkeypatch.setattr(writer, "decide", note)
+    del looked[:]
     await registry.command([declared("app", "db", tags=("new",))])
     await registry.command([("apart0", inp.Remove(actor=ROOT))])
     await idle(registry)

@@ -16,8 +16,8 @@ SEEDS = 36
 HOURS = 0.4
 DIGESTS = {
     1: "4ddd28b3164f74498e930a49cede38aafafd50517ffdb3958b56513c98b98138",
-    2: "dd8c0162659e68dfd7702c01a4d473939bfeb121569ea55f55c50a14e54fb7c3",
-    3: "fb49f9ca770520a2df51244ca7cd5123312846cd2780676a719fc99c1d988865",
+    2: "0657fef0e87542b96b0b2bfbcb1df9b1fae25511e9d5cee852c5027b0c0a14b7",
+    3: "fd3722f2ada1c45d188f3f4ee8a49fa16d268d570c446fb6dc8e691a4d5aa244",
 }
 """Of seeds of HOURS each. They change with every change of what the registry decides, and with the simulator:
 `python3 tools/dev simulate --seeds 3 --hours 0.4` tells the new ones.
