@@ -80,6 +80,7 @@ class Machine:
         self._capabilities = capabilities
         self._journal_id = journal_id
         self.environments = environments
+        self._inherited = dict(os.environ)  # which itself encodes and decodes with each look
         self._socket_path = socket_path
         self._files_max = files_max
 
@@ -89,14 +90,11 @@ class Machine:
 
     def _launch(self, definition: Definition, run: int) -> Launch:
         values = self.environments.get(definition.name, {})
-        launch = resolve(definition, values, os.environ)
-        added = {
-            "CIRCLEOSD_SERVICE": definition.name,
-            "CIRCLEOSD_SOCKET": self._socket_path,
-            proc.MARK: self.mark(definition.name, run),
-        }
-        env = {**launch.env, **added}
-        return msgspec.structs.replace(launch, env=env, files_max=self._files_max)
+        launch = resolve(definition, values, self._inherited)
+        launch.env["CIRCLEOSD_SERVICE"] = definition.name
+        launch.env["CIRCLEOSD_SOCKET"] = self._socket_path
+        launch.env[proc.MARK] = self.mark(definition.name, run)
+        return msgspec.structs.replace(launch, files_max=self._files_max)
 
     async def spawn(self, definition: Definition, run: int, digest: str) -> Observation:
         """Put a run behind its gate; one at a time."""

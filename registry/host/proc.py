@@ -46,7 +46,7 @@ class Stat(msgspec.Struct, frozen=True):
 
 def stat(pid: int) -> Stat | None:
     """The state of a process, or None when there is none (or no /proc). Raises OSError."""
-    text = _read(f"/proc/{pid}/stat")
+    text = _read(f"/proc/{pid}/stat", is_short=True)
     if text is None:
         return None
     # comm may hold spaces and parentheses: it ends at the last one
@@ -142,13 +142,15 @@ def pid_namespace() -> str:
     return f"{number} {first.start_time}" if first else number
 
 
-def _read(path: str) -> bytes | None:
-    """A file of /proc; None where its process is gone or not ours to look at."""
+def _read(path: str, *, is_short: bool = False) -> bytes | None:
+    """A file of /proc; None where its process is gone or not ours to look at. One that `is_short` is read at once."""
     try:
         descriptor = os.open(path, os.O_RDONLY)  # half the price of a file object
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     try:
+        if is_short:
+            return os.read(descriptor, _READ_BYTES)
         found = b""
         while more := os.read(descriptor, _READ_BYTES):
             found += more

@@ -131,8 +131,8 @@ class Surroundings:
         )
 
     def equip(self, definition: Definition, launch: Launch) -> Launch:
-        """The launch with all that its run is given. Raises OSError with a sentence."""
-        name, env = definition.name, dict(launch.env)
+        """The launch with all that its run is given, its `env` included. Raises OSError with a sentence."""
+        name, env = definition.name, launch.env
         own_pid: tuple[str, ...] = ()
         if definition.is_notified:
             env["NOTIFY_SOCKET"] = self._notices.open(name, launch.uid)
@@ -144,10 +144,10 @@ class Surroundings:
             own_pid += ("WATCHDOG_PID",)
         named = [*self._sockets.ensure(definition, launch.uid), *self._store.of(name)]
         if named:
-            env |= activation.listen_variables(named)
+            env.update(activation.listen_variables(named))
             own_pid += ("LISTEN_PID",)
         descriptors = tuple(fd for _name, fd in named)
-        return msgspec.structs.replace(launch, env=env, own_pid=own_pid, descriptors=descriptors)
+        return msgspec.structs.replace(launch, own_pid=own_pid, descriptors=descriptors)
 
     def begin(self, service: str, run: int, mark: str, *, ended: int | None = None) -> None:
         """A run of it is under way, or has `ended` as that process: what it says is said by this one."""
