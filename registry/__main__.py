@@ -107,7 +107,7 @@ def _serve(config: object, path: Path, log_format: str, *, watches: bool) -> int
     from registry.config import Config
     from registry.daemon import HEARD, Upgrade, serve
     from registry.daemon_log import DaemonLog, Format
-    from registry.host import heap
+    from registry.host import child_signals, heap
     from registry.house import Held, make_room
     from registry.journal import JournalError
 
@@ -115,6 +115,7 @@ def _serve(config: object, path: Path, log_format: str, *, watches: bool) -> int
     count = len(config.definitions)
     # before any thread is there: until the daemon listens, and while it becomes another program, they wait
     signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+    child_signals.block()
     heap.share()
     make_room(count)
     log = DaemonLog(Format(log_format))

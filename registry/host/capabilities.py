@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from registry.host import cgroup
+from registry.host.child_signals import open_signalfd
 
 PIDFD_SIGNAL_PROCESS_GROUP = 1 << 2  # linux/pidfd.h, Linux 6.9
 PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, struct pidfd_info of 64 bytes), linux/pidfd.h
@@ -38,6 +39,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     setpriv: bool = True
     cgroup: bool = True
     native_gate: bool = True
+    signalfd: bool = True
 
 
 FALLBACKS: dict[str, tuple[str, str]] = {
@@ -85,6 +87,10 @@ FALLBACKS: dict[str, tuple[str, str]] = {
     "native_gate": (
         "a gate of machine code (Linux on x86-64, where the journal's folder may hold programs)",
         "services wait at a gate that is /bin/sh: 0.5 ms of CPU more a start",
+    ),
+    "signalfd": (
+        "signalfd (Linux 2.6.22): the loop itself reads that a child has ended",
+        "a signal handler tells the loop, 0.1 ms later",
     ),
 }
 
@@ -154,6 +160,14 @@ def _kernel_version() -> tuple[int, int]:
     return int(major), int("".join(filter(str.isdigit, minor)) or 0)
 
 
+def _has_signalfd() -> bool:
+    try:
+        os.close(open_signalfd())
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
 def _finds_setpriv() -> bool:
     return find_setpriv() is not None
 
@@ -177,4 +191,5 @@ _PROBES: dict[str, Callable[[], bool]] = {
     # cgroup.kill is as old as that
     "cgroup": lambda: _kernel_version() >= (5, 14) and cgroup.find() is not None,
     "native_gate": lambda: sys.platform == "linux" and os.uname().machine == "x86_64",
+    "signalfd": _has_signalfd,
 }

@@ -22,6 +22,7 @@ from registry.core.events import Usage
 from registry.core.inputs import GateOpened, GroupGone, Observation
 from registry.host import adoption, gate, proc
 from registry.host.capabilities import Capabilities, find_setpriv
+from registry.host.child_signals import ChildSignals
 from registry.host.clock import NS, mono_ns
 from registry.host.commands import Commands
 from registry.host.ends import ended, usage_of
@@ -65,6 +66,7 @@ class Runner:
         self._spawning = spawning
         self._kept = Kept(folder, keeper)
         self._commands = Commands(folder, self._spawn_gated, self._kept.fifo, self._groups.led)
+        self._signals = ChildSignals(self._children_ended, by_signalfd=capabilities.signalfd)
         self._observe = observe
         self._processes: dict[tuple[str, int], Process] = {}
         self._by_number: dict[int, Process] = {}
@@ -79,14 +81,12 @@ class Runner:
 
     def listen(self) -> None:
         """Begin to reap: after `adopt`, so that nobody's end is taken before it was looked at."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._children_ended)
-        # each end is a byte for the loop: where these no longer fit it has enough of them, and Python need not say so
-        signal.set_wakeup_fd(signal.set_wakeup_fd(-1), warn_on_full_buffer=False)
+        self._signals.listen()
         self.reap()
 
     def close(self) -> None:
         """Let go of everything without touching a process: gates close, so what waits there ends."""
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
+        self._signals.close()
         for process in list(self._processes.values()):
             self._forget(process)
 

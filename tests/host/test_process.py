@@ -31,6 +31,7 @@ FALLBACKS = [
     pytest.param(("waitid",), id="no waitid"),
     pytest.param(("subreaper", "proc_children"), id="no subreaper"),
     pytest.param(("proc_children",), id="no proc_children"),
+    pytest.param(("signalfd",), id="no signalfd"),
 ]
 
 

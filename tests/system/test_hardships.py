@@ -49,7 +49,7 @@ def children(pid: int) -> list[str]:
     return states
 
 
-FALLBACKS = ["pidfd", "pidfd_group", "waitid", "subreaper", "proc_children", "splice"]
+FALLBACKS = ["pidfd", "pidfd_group", "waitid", "subreaper", "proc_children", "splice", "signalfd"]
 
 
 @pytest.mark.parametrize("without", FALLBACKS)

@@ -1,0 +1,107 @@
+"""SIGCHLD, told to the loop: by a signalfd, and by a handler where a thread takes the signal all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from registry.host import child_signals
+from registry.host.child_signals import ChildSignals
+
+pytestmark = pytest.mark.platform("linux")
+
+
+class Ends:
+    """What is told of ends."""
+
+    def __init__(self, *, by_signalfd: bool) -> None:
+        self.told = asyncio.Event()
+        self.signals = ChildSignals(self.told.set, by_signalfd=by_signalfd)
+        self.signals.listen()
+
+    async def of_a_child(self) -> None:
+        """Have a child end, and wait until that was told."""
+        self.told.clear()
+        pid = os.posix_spawn("/bin/true", ["true"], {})
+        await self.told.wait()
+        os.waitpid(pid, 0)
+
+
+@pytest.fixture
+def mask() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield
+    assert signal.pthread_sigmask(signal.SIG_SETMASK, before) == before, "it is as it was"
+
+
+@pytest.mark.usefixtures("mask")
+@pytest.mark.parametrize("by_signalfd", [True, False])
+async def test_each_end_is_told(by_signalfd):
+    ends = Ends(by_signalfd=by_signalfd)
+    for _ in range(3):
+        await ends.of_a_child()
+    ends.signals.close()
+
+
+def test_where_every_thread_has_blocked_it_no_handler_is_called():
+    script = """
+import asyncio, os, signal
+from registry.host.child_signals import ChildSignals
+
+async def main():
+    told = asyncio.Event()
+    signals = ChildSignals(told.set, by_signalfd=True)
+    signals.listen()
+    handled = []
+    signal.signal(signal.SIGCHLD, lambda *_: handled.append(True))
+    pid = os.posix_spawn("/bin/true", ["true"], {})
+    await asyncio.wait_for(told.wait(), 30)
+    os.waitpid(pid, 0)
+    print(len(handled))
+
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "0\n"
+
+
+@pytest.mark.usefixtures("mask")
+async def test_a_thread_that_takes_the_signal_does_no_harm():
+    ends = Ends(by_signalfd=True)
+    is_over = threading.Event()
+
+    def take() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+        is_over.wait()
+
+    taking = threading.Thread(target=take)
+    taking.start()
+    try:
+        for _ in range(20):
+            await ends.of_a_child()
+    finally:
+        is_over.set()
+        taking.join()
+        ends.signals.close()
+
+
+@pytest.mark.usefixtures("mask")
+def test_threads_made_after_it_is_blocked_leave_it_alone():
+    child_signals.block()
+    seen: list[set[int]] = []
+    made = threading.Thread(
+        target=lambda: seen.append(set(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+    )
+    made.start()
+    made.join()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+    assert signal.SIGCHLD in seen[0]
