@@ -108,7 +108,7 @@ def _serve(config: object, path: Path, log_format: str, *, watches: bool) -> int
     from registry.daemon import HEARD, Upgrade, serve
     from registry.daemon_log import DaemonLog, Format
     from registry.host import child_signals, heap
-    from registry.house import Held, make_room
+    from registry.house import Held, leave, make_room
     from registry.journal import JournalError
 
     assert isinstance(config, Config)
@@ -125,7 +125,8 @@ def _serve(config: object, path: Path, log_format: str, *, watches: bool) -> int
         status = serve(config, shown, watches=watches)
     except Upgrade as upgrade:
         log.stop()
-        upgrade.spawning.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        arguments = [sys.executable, *sys.orig_argv[1:]]
+        upgrade.spawning.execv(sys.executable, arguments, upgrade.left, leave)
     except (Held, JournalError, SocketError, OSError, ValueError) as error:
         # one sentence: nothing is gained by a traceback of what only a person can mend
         logging.getLogger("registry").log(logging.ERROR, "%s", error)

@@ -90,11 +90,12 @@ class End(msgspec.Struct, frozen=True):
 
 
 class Upgrade(Exception):
-    """This process is to become the installed program, by `spawning`."""
+    """This process is to become the installed program, by `spawning`, and to leave it what is `left` open."""
 
-    def __init__(self, spawning: Spawning) -> None:
+    def __init__(self, spawning: Spawning, left: house.Inherited) -> None:
         super().__init__()
         self.spawning = spawning
+        self.left = left
 
 
 class Daemon:
@@ -565,11 +566,10 @@ def serve(config: Config, shown: str, *, watches: bool = False) -> int:
     daemon = Daemon(config, listener, systemd, files_max, spawning, watches=watches)
     end = asyncio.run(daemon.run())
     if daemon.left_open is not None:
-        house.Inherited(held, daemon.left_open).leave()
         os.environ.update(systemd.variables())
         house.move_out(files_max)
         if daemon.asked_meanwhile:
             os.kill(os.getpid(), signal.SIGTERM)  # blocked: it waits for the next program
-        raise Upgrade(spawning)
+        raise Upgrade(spawning, house.Inherited(held, daemon.left_open))
     _log.info("Service registry stopped")
     return end.status

@@ -34,12 +34,6 @@ class Inherited(NamedTuple):
     lock: int
     listener: int
 
-    def leave(self) -> None:
-        """Let the next program of this process have both."""
-        for descriptor in self:
-            os.set_inheritable(descriptor, True)
-        os.environ[INHERITED] = f"{self.lock}:{self.listener}"
-
     @classmethod
     def take(cls) -> Inherited | None:
         """What was left to this program, if anything; its variable is taken away."""
@@ -53,6 +47,13 @@ class Inherited(NamedTuple):
         except OSError:
             return None
         return inherited
+
+
+def leave(lock: int, listener: int) -> None:
+    """Let the next program of this process have both."""
+    for descriptor in (lock, listener):
+        os.set_inheritable(descriptor, True)
+    os.environ[INHERITED] = f"{lock}:{listener}"
 
 
 def lock(journal: Path) -> int:

@@ -15,7 +15,7 @@ import functools
 import os
 import re
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -112,47 +112,70 @@ def prepare(folder: Path, *, native: bool = True) -> Gates:
     return Gates(str(path), native_gate.prepare(folder, GATE) if native else None, folder)
 
 
-def spawn(
+class Approach:
+    """One spawn on its way to its gate, an end of which is made already.
+
+    `spawn` is for the thread that spawns, with copies of `fds`, and returns the pid; `gated` is for afterwards.
+    """
+
+    def __init__(
+        self, gates: Gates, launch: Launch, setpriv: str | None, output: str, stdin: int | None
+    ) -> None:
+        self._gates, self._launch, self._output = gates, launch, output
+        self._program, self._argv, self._environment, self._steps = _at_gate(
+            gates, launch, setpriv, has_input=stdin is not None
+        )
+        read_end, self.write_end = os.pipe()
+        self.fds = (read_end, *(launch.descriptors if stdin is None else (stdin,)))
+
+    def spawn(self, read_end: int, *others: int) -> int:
+        """Where the gates are gone, they are made anew. Raises OSError."""
+        try:
+            return self._spawn(read_end, others)
+        except OSError:
+            if not self._gates.restored():
+                raise
+        return self._spawn(read_end, others)
+
+    def _spawn(self, read_end: int, others: tuple[int, ...]) -> int:
+        ours: list[int] = []
+        try:
+            placed = _above(others, ours)
+            places = ((each, _FIRST + at) for at, each in enumerate(placed))
+            return posix_spawn(
+                self._program, self._argv, self._environment, read_end, self._output, places
+            )
+        finally:
+            for descriptor in ours:
+                os.close(descriptor)
+
+    def gated(self, pid: int) -> Gated:
+        """The process that waits. Raises OSError."""
+        if self._program == self._gates.native:  # a shell does that itself
+            _limit_files(pid, self._launch)
+        return Gated(pid, self.write_end, self._steps)
+
+
+@contextlib.contextmanager
+def approach(
     gates: Gates, launch: Launch, setpriv: str | None, output: str, stdin: int | None = None
-) -> Gated:
-    """Spawn `launch` behind a gate, its output opened read-write at the path `output`.
+) -> Iterator[Approach]:
+    """Within the block `launch` is to be spawned behind a gate, its output opened read-write at the path `output`.
 
     A `stdin` is the program's instead of /dev/null; with it there are no `descriptors`. Raises LaunchError:
     with NO_RESOURCES where trying again later may help.
     """
     try:
-        return _spawn(gates, launch, setpriv, output, stdin)
-    except LaunchError:
-        if not gates.restored():
-            raise
-    return _spawn(gates, launch, setpriv, output, stdin)
-
-
-def _spawn(
-    gates: Gates, launch: Launch, setpriv: str | None, output: str, stdin: int | None
-) -> Gated:
-    program, argv, environment, steps = _at_gate(
-        gates, launch, setpriv, has_input=stdin is not None
-    )
-    ours: list[int] = []
-    try:
-        read_end, write_end = os.pipe()
-        ours.append(read_end)
+        made = Approach(gates, launch, setpriv, output, stdin)
         try:
-            placed = _above(launch.descriptors if stdin is None else (stdin,), ours)
-            places = ((each, _FIRST + at) for at, each in enumerate(placed))
-            pid = posix_spawn(program, argv, environment, read_end, output, places)
-            if program == gates.native:  # a shell does that itself
-                _limit_files(pid, launch)
+            yield made
         except BaseException:
-            os.close(write_end)
+            os.close(made.write_end)
             raise
+        finally:
+            os.close(made.fds[0])
     except OSError as error:
         raise refusal(error) from None
-    finally:
-        for descriptor in ours:
-            os.close(descriptor)
-    return Gated(pid, write_end, steps)
 
 
 def _above(descriptors: tuple[int, ...], ours: list[int]) -> list[int]:

@@ -10,8 +10,8 @@ import contextlib
 import logging
 import os
 import re
-import threading
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
@@ -50,6 +50,7 @@ class Kept:
     def __init__(self, folder: Path, keeper: OutputKeeper) -> None:
         self._folder = folder
         self._keeper = keeper
+        self._numbers: set[int] = set()  # of the FIFOs that have a name
         self._runs: dict[
             str, tuple[int, ...]
         ] = {}  # mostly one: a set would be four times its size
@@ -60,8 +61,10 @@ class Kept:
 
         Raises OSError, LaunchError.
         """
-        # a name for each thread: none removes what another is about to open
-        path = os.path.join(self._folder, f"output.{threading.get_native_id()}")
+        # others have their turn within the block: none removes what another is about to open
+        number = next(each for each in count() if each not in self._numbers)
+        self._numbers.add(number)
+        path = os.path.join(self._folder, f"output.{number}")
         try:
             _remove(path)
             os.mkfifo(path, 0o600)
@@ -75,6 +78,7 @@ class Kept:
                 raise
         finally:
             _remove(path)
+            self._numbers.remove(number)
 
     def keep(self, process: Process, output: int | None, logs: Logs | None) -> None:
         """Hand a run to the keeper. Raises OSError."""

@@ -20,7 +20,6 @@ import re
 import socket
 import stat
 import struct
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -30,13 +29,12 @@ from typing import Any
 import msgspec
 
 from registry.core.digest import blake2b
+from registry.passed import CLOEXEC, SCM_MAX_FD, descriptors, space
 
 NOTICE_MAX = 4096
 """Bytes of a datagram that are understood (systemd's NOTIFY_BUFFER_MAX); a longer one is ignored."""
 STATUS_MAX = 256
 """Characters of a STATUS that are kept."""
-FDS_MAX = 253
-"""Descriptors in one datagram at most: SCM_MAX_FD of Linux."""
 AT_ONCE_MAX = 64
 """Datagrams of one service that are read before others have their turn."""
 SAID_MAX = 16
@@ -405,7 +403,7 @@ class _Inbox:
         """Whether there was one to read."""
         if self.sock.fileno() < 0 or any(len(each.text) > NOTICE_MAX for each in self._out):
             return False  # closed; or nobody knows where the next one would begin
-        found = _peek(self.sock, FDS_MAX, behind=sum(len(each.text) for each in self._out))
+        found = _peek(self.sock, SCM_MAX_FD, behind=sum(len(each.text) for each in self._out))
         if found is None:
             return False
         letter, fds = found
@@ -446,26 +444,22 @@ def _peek(
 
     The next is the first, or the one `behind` so many bytes of others.
     """
-    space = socket.CMSG_SPACE(_CREDENTIALS.size)
-    if fds_max:
-        space += socket.CMSG_SPACE(fds_max * array("i").itemsize)
-    flags = socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC
+    room = socket.CMSG_SPACE(_CREDENTIALS.size) + (space(fds_max) if fds_max else 0)
     try:
         if behind:
             sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, behind)
-        text, ancillary, returned, _ = sock.recvmsg(NOTICE_MAX + 1, space, flags)
+        text, ancillary, returned, _ = sock.recvmsg(NOTICE_MAX + 1, room, socket.MSG_PEEK | CLOEXEC)
     except BlockingIOError:
         return None
     finally:
         if behind:
             sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, -1)
-    pid, uid, fds = 0, 0, array("i")
+    pid, uid = 0, 0
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
             pid, uid, _gid = _CREDENTIALS.unpack(data)
-        elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    return _Letter(text, pid, uid, bool(returned & socket.MSG_CTRUNC)), tuple(fds)
+    is_cut = bool(returned & socket.MSG_CTRUNC)
+    return _Letter(text, pid, uid, is_cut), tuple(descriptors(ancillary))
 
 
 def _session(pid: int) -> int:

@@ -65,7 +65,7 @@ class Runner:
         self._groups = Groups(capabilities)
         self._spawning = spawning
         self._kept = Kept(folder, keeper)
-        self._commands = Commands(folder, self._spawn_gated, self._kept.fifo, self._groups.led)
+        self._commands = Commands(folder, self._spawn_command, self._kept.fifo, self._groups.led)
         self._signals = ChildSignals(self._children_ended, by_signalfd=capabilities.signalfd)
         self._observe = observe
         self._processes: dict[tuple[str, int], Process] = {}
@@ -101,10 +101,7 @@ class Runner:
     async def _spawn(
         self, service: str, run: int, mark: str, launch: Launch, logs: Logs | None
     ) -> Spawned:
-        if launch.descriptors:  # while others have their turn they might be another's
-            gated, output = self._spawning.do(self._spawn_kept, launch, logs)
-        else:
-            gated, output = await self._spawning.do_meanwhile(self._spawn_kept, launch, logs)
+        gated, output = await self._spawn_kept(launch, logs)
         process = Process(
             service=service,
             run=run,
@@ -129,20 +126,23 @@ class Runner:
                 os.close(output)
         return Spawned(gated.pid, process.start_time)
 
-    def _spawn_gated(
-        self, launch: Launch, stdin: int | None = None, output: str = os.devnull
-    ) -> gate.Gated:
-        return self._spawning.do(gate.spawn, self._gates, launch, self._setpriv, output, stdin)
+    def _spawn_command(self, launch: Launch, stdin: int | None, output: str) -> gate.Gated:
+        with gate.approach(self._gates, launch, self._setpriv, output, stdin) as made:
+            return made.gated(self._spawning.do(made.spawn, made.fds))
 
-    def _spawn_kept(self, launch: Launch, logs: Logs | None) -> tuple[gate.Gated, int | None]:
+    async def _spawn_kept(self, launch: Launch, logs: Logs | None) -> tuple[gate.Gated, int | None]:
         """The process, and our end of its output."""
         if logs is None:
-            return gate.spawn(self._gates, launch, self._setpriv, os.devnull), None
+            return await self._spawn_gated(launch, os.devnull), None
         try:
             with self._kept.fifo(launch.uid) as (path, output):
-                return gate.spawn(self._gates, launch, self._setpriv, path), output
+                return await self._spawn_gated(launch, path), output
         except OSError as error:
             raise gate.refusal(error) from None
+
+    async def _spawn_gated(self, launch: Launch, output: str) -> gate.Gated:
+        with gate.approach(self._gates, launch, self._setpriv, output) as made:
+            return made.gated(await self._spawning.do_meanwhile(made.spawn, made.fds))
 
     def _identify(self, process: Process) -> None:
         """Note what the process is known by when we are gone. Raises OSError."""

@@ -31,7 +31,6 @@ from registry.keeper.protocol import (
     Channel,
     Key,
     Message,
-    close_all,
     is_trusted,
     key_of,
     listen,
@@ -39,6 +38,7 @@ from registry.keeper.protocol import (
     slot_of,
 )
 from registry.logs.target import LogTarget
+from registry.passed import close_all
 
 HELLO_S = 10.0
 """How long a keeper may take to say what it keeps."""

@@ -13,9 +13,10 @@ from functools import partial
 
 import msgspec
 
-from registry.keeper.protocol import META_MAX, Key, Message, SlotKey, claim, close_all
+from registry.keeper.protocol import META_MAX, Key, Message, SlotKey, claim
 from registry.keeper.slots import Composed
 from registry.logs.target import LogTarget
+from registry.passed import close_all
 
 Outgoing = Message | Callable[[], Composed]
 """A message, or what makes it."""

@@ -30,7 +30,6 @@ from registry.keeper.protocol import (
     Key,
     Message,
     claim,
-    close_all,
     is_trusted,
     key_of,
     peer_uid,
@@ -39,6 +38,7 @@ from registry.keeper.protocol import (
 from registry.keeper.slots import Composed, Slots
 from registry.logs.compress import Compression, waiting
 from registry.logs.files import CHUNK, TURN_MAX, LockedError, LogFile
+from registry.passed import close_all
 
 FIRST_CLIENT_S = 5.0
 """How long a new keeper waits for whoever started it."""

@@ -14,7 +14,7 @@ import struct
 import time
 from collections.abc import Callable
 
-from registry.keeper.protocol import CLOEXEC, close_all, descriptors
+from registry.passed import CLOEXEC, SCM_MAX_FD, close_all, descriptors, space
 
 NOTES_MAX = 64
 """Notes of one service at most."""
@@ -30,7 +30,7 @@ BURST_MAX = 64
 
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _KIND = getattr(socket, "SCM_CREDENTIALS", None)
-_SPACE = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(253 * 4)  # SCM_MAX_FD ints
+_SPACE = socket.CMSG_SPACE(_CREDENTIALS.size) + space(SCM_MAX_FD)
 _BOOTTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _BEAT = b"WATCHDOG=1"
 _BARRIER = b"BARRIER=1"

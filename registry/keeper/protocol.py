@@ -35,8 +35,9 @@ import json
 import os
 import socket
 import struct
-from array import array
 from collections.abc import Callable, Iterable
+
+from registry.passed import CLOEXEC, close_all, descriptors, space
 
 VERSION = 2
 
@@ -57,9 +58,6 @@ LINE_MAX = 1 << 16
 
 FDS_MAX = 64
 """Descriptors that come with one message at most; version 1 sends two and takes 32."""
-
-CLOEXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-"""The flag of recvmsg by which no received descriptor is ever inherited; 0 where there is none."""
 
 Message = dict[str, object]
 Key = tuple[str, int]
@@ -116,9 +114,7 @@ class Channel:
         Raises ConnectionError when the connection is over or can no longer be understood.
         """
         try:
-            # Not socket.recv_fds: before Python 3.12 it drops the flags, and with them CLOEXEC.
-            space = socket.CMSG_SPACE(FDS_MAX * array("i").itemsize)
-            data, ancillary, flags, _ = self._sock.recvmsg(LINE_MAX, space, CLOEXEC)
+            data, ancillary, flags, _ = self._sock.recvmsg(LINE_MAX, space(FDS_MAX), CLOEXEC)
         except BlockingIOError:
             return []
         self._fds += descriptors(ancillary)
@@ -155,24 +151,6 @@ class Channel:
     def _close_unclaimed(self) -> None:
         close_all(self._fds)
         self._fds = []
-
-
-def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    """Those that came with a message; the caller's to close."""
-    fds = array("i")
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    if not CLOEXEC:
-        for fd in fds:
-            os.set_inheritable(fd, False)
-    return list(fds)
-
-
-def close_all(fds: Iterable[int]) -> None:
-    """Close every one of `fds`."""
-    for fd in fds:
-        os.close(fd)
 
 
 def key_of(message: Message) -> Key | None:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from registry.keeper.notes import Note, Notes
-from registry.keeper.protocol import NOTIFY, Message, SlotKey, close_all
+from registry.keeper.protocol import NOTIFY, Message, SlotKey
+from registry.passed import close_all
 
 Composed = tuple[Message, list[int]]
 """A message and its descriptors; an empty message is not sent."""

@@ -30,7 +30,8 @@ from registry.host.launch import Launch
 folder, mark, script = sys.argv[1:]
 launch = Launch(("/bin/sh", "-c", script), {proc.MARK: mark}, "/", 0o22, None, None, ())
 output = os.open("output", os.O_RDWR)
-gated = gate.spawn(gate.prepare(Path(folder)), launch, None, "output")
+with gate.approach(gate.prepare(Path(folder)), launch, None, "output") as made:
+    gated = made.gated(made.spawn(*made.fds))
 print(gated.pid, proc.stat(gated.pid).start_time, flush=True)
 for line in sys.stdin:
     match line.strip():

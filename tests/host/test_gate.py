@@ -129,7 +129,8 @@ import sys
 from registry.host import gate
 from registry.host.launch import Launch
 launch = Launch(("/bin/sh", "-c", "echo ran >" + sys.argv[1]), {}, "/", 0o22, None, None, ())
-print(gate.spawn(GATES, launch, None, "/dev/null").pid, flush=True)
+with gate.approach(GATES, launch, None, "/dev/null") as made:
+    print(made.gated(made.spawn(*made.fds)).pid, flush=True)
 sys.stdin.read()
 """
 
@@ -367,7 +368,8 @@ os.setuid(65534)
 base = Launch(("/bin/true",), {}, "/", 0o22, None, None, ())
 for fields in ({"nice": -5}, {"oom_score_adj": -1}, {"rlimits": {"nofile": 2**19}}):
     launch = Launch(**{name: getattr(base, name) for name in base.__struct_fields__} | fields)
-    gated = gate.spawn(gate.Gates("/bin/sh"), launch, None, "/dev/null")
+    with gate.approach(gate.Gates("/bin/sh"), launch, None, "/dev/null") as made:
+        gated = made.gated(made.spawn(*made.fds))
     try:
         gate.constrain(gated.pid, launch)
     except LaunchError as error:
@@ -479,7 +481,8 @@ script = "ls -l /proc/$$/fd; exit 0"
 launch = Launch(
     ("/bin/sh", "-c", script), {}, "/", 0o22, None, None, (), descriptors=(second, first, second)
 )
-gated = gate.spawn(GATES, launch, None, "out")
+with gate.approach(GATES, launch, None, "out") as made:
+    gated = made.gated(made.spawn(*made.fds))
 gate.open_gate(gated.gate)
 os.waitpid(gated.pid, 0)
 print(Path("out").read_text(), len(os.listdir("/proc/self/fd")))
@@ -605,7 +608,9 @@ from registry.host.launch import Launch, LaunchError
 os.setuid(12347)  # root has no such limit
 resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
 try:
-    gate.spawn(gate.Gates("/bin/sh"), Launch(("/bin/true",), {}, "/", 0o22, None, None, ()), None, "/dev/null")
+    launch = Launch(("/bin/true",), {}, "/", 0o22, None, None, ())
+    with gate.approach(gate.Gates("/bin/sh"), launch, None, "/dev/null") as made:
+        made.gated(made.spawn(*made.fds))
 except LaunchError as error:
     print(error.reason, len(os.listdir("/proc/self/fd")))
 """
@@ -639,7 +644,8 @@ def test_the_shell_gets_its_name_again_where_something_else_has_it(tmp_path):
 
 def test_a_launch_names_no_shell_step_that_it_does_not_take(tmp_path):
     launch = Launch(("/bin/true",), {}, "/", 0o22, None, None, ())
-    gated = gate.spawn(gate.prepare(tmp_path), launch, None, "/dev/null")
+    with gate.approach(gate.prepare(tmp_path), launch, None, "/dev/null") as made:
+        gated = made.gated(made.spawn(*made.fds))
     os.close(gated.gate)
     os.waitpid(gated.pid, 0)
     assert gated.steps == {gate.GATE}

@@ -31,7 +31,8 @@ def launch_of(*argv: str, **fields: Any) -> Launch:
 def comes_of(gates: gate.Gates, launch: Launch, output: Path) -> int:
     """The exit code of what is let through."""
     output.write_text("")
-    gated = gate.spawn(gates, launch, None, str(output))
+    with gate.approach(gates, launch, None, str(output)) as made:
+        gated = made.gated(made.spawn(*made.fds))
     assert gate.open_gate(gated.gate)
     return os.waitstatus_to_exitcode(os.waitpid(gated.pid, 0)[1])
 

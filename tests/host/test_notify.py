@@ -527,7 +527,7 @@ async def test_a_barrier_falls_when_all_before_it_is_done(desk):
 
 async def test_without_a_free_descriptor_the_words_still_count(desk, pipe, monkeypatch, caplog):
     path = desk.notices.open("web", None)
-    monkeypatch.setattr("registry.host.notify.FDS_MAX", 2)
+    monkeypatch.setattr("registry.host.notify.SCM_MAX_FD", 2)
     send(path, b"READY=1\nFDSTORE=1", *pipe, *pipe)
     _, notice, _, fds, _ = await desk.heard.get()
     for fd in fds:

@@ -8,7 +8,7 @@ import resource
 import select
 import signal
 import sys
-import threading
+import time
 from typing import Any
 
 import pytest
@@ -565,20 +565,20 @@ async def test_an_end_with_500_idle_neighbours_is_seen_without_a_scan_of_proc(ho
 
 async def test_an_end_is_seen_of_who_was_killed_before_it_was_known_whose_he_is(host, monkeypatch):
     """The loop goes on while a process is made, and hears of its end."""
-    loop = asyncio.get_running_loop()
     host.spawning.others_wait = lambda: True
-    make = gate.spawn
+    make = gate.Approach.spawn
 
     def make_and_kill(*given):
         made = make(*given)
-        os.kill(made.pid, signal.SIGKILL)
-        assert os.waitid(os.P_PID, made.pid, os.WEXITED | os.WNOWAIT)
-        heard = threading.Event()  # a turn of the loop later all that has arrived is heard
-        loop.call_soon_threadsafe(loop.call_later, 0.01, heard.set)
-        assert heard.wait(10)
+        os.kill(made, signal.SIGKILL)
+        assert os.waitid(os.P_PID, made, os.WEXITED | os.WNOWAIT)
+        deadline = time.monotonic() + 10
+        while not host.runner._ended_meanwhile:
+            assert time.monotonic() < deadline, "the loop goes on"
+            time.sleep(0.001)
         return made
 
-    monkeypatch.setattr(gate, "spawn", make_and_kill)
+    monkeypatch.setattr(gate.Approach, "spawn", make_and_kill)
     await host.runner.spawn("s", 1, host.mark(), host.launch(SH, "-c", "exit 0"), None)
     assert (await host.next()).signal == signal.SIGKILL
 
