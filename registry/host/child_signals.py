@@ -10,11 +10,16 @@ import asyncio
 import ctypes
 import os
 import signal
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 
+NOBODY = 0
+"""No pid: whose end it is has not been told."""
+
 _SIGNALS = (signal.SIGCHLD,)
-_SET_BYTES, _INFO_BYTES = 128, 128  # sigset_t of glibc and of musl; signalfd_siginfo, signalfd(2)
+_SET_BYTES = 128  # sigset_t of glibc and of musl
+_INFO = struct.Struct("=12xI112x")  # signalfd_siginfo, signalfd(2): of it the pid
 
 
 def block() -> None:
@@ -40,9 +45,12 @@ def open_signalfd() -> int:
 
 
 class ChildSignals:
-    """Calls `ended` for ends of children, one call for many of them, from `listen` until `close`."""
+    """Calls `ended` for ends of children, one call for many of them, from `listen` until `close`.
 
-    def __init__(self, ended: Callable[[], None], *, by_signalfd: bool) -> None:
+    It is given the pid of one of them, or NOBODY.
+    """
+
+    def __init__(self, ended: Callable[[int], None], *, by_signalfd: bool) -> None:
         self._ended = ended
         self._by_signalfd = by_signalfd
         self._descriptor: int | None = None
@@ -50,7 +58,7 @@ class ChildSignals:
     def listen(self) -> None:
         """Begin, in the loop that runs."""
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGCHLD, self._ended)
+        loop.add_signal_handler(signal.SIGCHLD, self._ended, NOBODY)
         # each end is a byte for the loop: where these no longer fit it has enough of them, and Python need not say so
         signal.set_wakeup_fd(signal.set_wakeup_fd(-1), warn_on_full_buffer=False)
         if self._by_signalfd:
@@ -72,6 +80,6 @@ class ChildSignals:
 
     def _read(self) -> None:
         assert self._descriptor is not None
-        with suppress(BlockingIOError):  # somebody else was told
-            os.read(self._descriptor, _INFO_BYTES)
-        self._ended()
+        with suppress(BlockingIOError):  # else somebody else was told
+            (pid,) = _INFO.unpack(os.read(self._descriptor, _INFO.size))
+            self._ended(pid)

@@ -23,15 +23,21 @@ class Ends:
 
     def __init__(self, *, by_signalfd: bool) -> None:
         self.told = asyncio.Event()
-        self.signals = ChildSignals(self.told.set, by_signalfd=by_signalfd)
+        self.named: list[int] = []
+        self.signals = ChildSignals(self._ended, by_signalfd=by_signalfd)
         self.signals.listen()
 
-    async def of_a_child(self) -> None:
-        """Have a child end, and wait until that was told."""
+    def _ended(self, pid: int) -> None:
+        self.named.append(pid)
+        self.told.set()
+
+    async def of_a_child(self) -> int:
+        """Have a child end, and wait until that was told; its pid."""
         self.told.clear()
         pid = os.posix_spawn("/bin/true", ["true"], {})
         await self.told.wait()
         os.waitpid(pid, 0)
+        return pid
 
 
 @pytest.fixture
@@ -57,21 +63,21 @@ from registry.host.child_signals import ChildSignals
 
 async def main():
     told = asyncio.Event()
-    signals = ChildSignals(told.set, by_signalfd=True)
+    named, handled = [], []
+    signals = ChildSignals(lambda pid: (named.append(pid), told.set()), by_signalfd=True)
     signals.listen()
-    handled = []
     signal.signal(signal.SIGCHLD, lambda *_: handled.append(True))
     pid = os.posix_spawn("/bin/true", ["true"], {})
     await asyncio.wait_for(told.wait(), 30)
     os.waitpid(pid, 0)
-    print(len(handled))
+    print(named == [pid], handled)
 
 asyncio.run(main())
 """
     done = subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=60
     )
-    assert done.stdout == "0\n"
+    assert done.stdout == "True []\n"
 
 
 @pytest.mark.usefixtures("mask")

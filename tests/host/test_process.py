@@ -118,10 +118,22 @@ async def test_a_services_end_does_not_wait_for_orphans(host, monkeypatch):
     assert any(os.waitid(os.P_PID, each, os.WEXITED | os.WNOWAIT) for each in orphans[-1:])
 
 
+async def test_one_that_is_named_is_taken_first_and_the_others_all_the_same(host):
+    """Where the kernel has to find him among thousands, that takes a millisecond."""
+    for number in range(5):
+        host.start("/bin/false", service=f"s{number}", logs=None)
+    for pid in host.pids:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    host.runner.reap(host.pids[3])
+    assert [host.seen.get_nowait()[0] for _ in range(5)] == ["s3", "s0", "s1", "s2", "s4"]
+    host.runner.reap(host.pids[3])  # who is gone is no trouble
+    assert host.seen.empty()
+
+
 async def test_however_many_signals_tell_of_ends_children_are_reaped_once_a_turn(host, monkeypatch):
     """Else each signal of a fork bomb would cost the others a share of time of its own."""
     reaped = []
-    monkeypatch.setattr(host.runner, "reap", lambda: reaped.append("children"))
+    monkeypatch.setattr(host.runner, "reap", lambda _named: reaped.append("children"))
     for turn in range(1, 4):
         for _signal in range(100):
             host.runner._children_ended()
