@@ -12,7 +12,7 @@ import contextlib
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -22,7 +22,7 @@ from registry.core.events import Usage
 from registry.core.inputs import GateOpened, GroupGone, Observation
 from registry.host import adoption, gate, proc
 from registry.host.capabilities import Capabilities, find_setpriv
-from registry.host.child_signals import NOBODY, ChildSignals
+from registry.host.child_signals import ChildSignals
 from registry.host.clock import NS, mono_ns
 from registry.host.commands import Commands
 from registry.host.ends import ended, usage_of
@@ -35,7 +35,6 @@ RECHECK_S = 0.05
 """How often is looked at what nobody tells us about: where a pidfd cannot be had, or says too little."""
 REAP_MAX, REAP_S = 256, 0.004
 """How many ended children are taken at once, and for how long; then others have their turn."""
-
 Ended = tuple[int, proc.Stat | None, int, resource.struct_rusage]
 """A child that was reaped: pid, what it was as a zombie, status, usage."""
 
@@ -66,14 +65,12 @@ class Runner:
         self._spawning = spawning
         self._kept = Kept(folder, keeper)
         self._commands = Commands(folder, self._spawn_command, self._kept.fifo, self._groups.led)
-        self._signals = ChildSignals(self._children_ended, by_signalfd=capabilities.signalfd)
+        self._signals = ChildSignals(self._take_named, self.reap, by_signalfd=capabilities.signalfd)
         self._observe = observe
         self._processes: dict[tuple[str, int], Process] = {}
         self._by_number: dict[int, Process] = {}
         self._left: dict[Process, None] = {}  # those whose main process is gone
         self._in_a_hurry = False
-        self._is_spawning = self._ended_meanwhile = False
-        self._reaps_next: bool | None = None  # None: nothing was reaped in this turn
         self.before_reap: Callable[[str], None] = lambda _service: None
         """Called before an ended process of a service is reaped: what it said last is to be heard first."""
 
@@ -95,7 +92,8 @@ class Runner:
     ) -> Spawned:
         """Spawn a run behind its gate; one at a time. Raises LaunchError."""
         self._groups.refuse_limits(launch)
-        with self._reaping_later():
+        # who is spawned there, and has ended, would be nobody's
+        with self._signals.held():
             return await self._spawn(service, run, mark, launch, logs)
 
     async def _spawn(
@@ -253,50 +251,28 @@ class Runner:
 
     # --- ends -------------------------------------------------------------------------------------
 
-    def _children_ended(self, pid: int = NOBODY) -> None:
-        """Reap once a turn of the loop, however many signals told of ends meanwhile; one of them may name whose."""
-        if self._is_spawning:
-            self._ended_meanwhile = True
-        elif self._reaps_next is None:
-            self._reaps_next = False
-            asyncio.get_running_loop().call_soon(self._turn_over)
-            self.reap(pid)
-        else:
-            self._reaps_next = True
+    def _take_named(self, pid: int) -> bool:
+        """Take a main process that has ended; False where it is none."""
+        child = self._next_ended(pid) if pid in self._by_number else None
+        if child is not None:
+            self._take([child])
+        return child is not None
 
-    @contextlib.contextmanager
-    def _reaping_later(self) -> Iterator[None]:
-        """Nobody is reaped within it, but at its end: who is spawned there, and has ended, would be nobody's."""
-        self._is_spawning = True
-        try:
-            yield
-        finally:
-            self._is_spawning = False
-            if self._ended_meanwhile:
-                self._ended_meanwhile = False
-                self._children_ended()
-
-    def _turn_over(self) -> None:
-        again, self._reaps_next = self._reaps_next, None
-        if again:
-            self._children_ended()
-
-    def reap(self, named: int = NOBODY) -> None:
-        """Take every ended child, whoever it belongs to; then look at what is left of ended runs.
-
-        To find one the kernel looks through all of them, 0.1 ms for a thousand: one that is `named` it need not find.
-        """
+    def reap(self) -> None:
+        """Take every ended child, whoever it belongs to; then look at what is left of ended runs."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + REAP_S
-        first = self._next_ended(named) if named != NOBODY else None
-        taken: list[Ended] = [first] if first is not None else []
+        taken: list[Ended] = []
         while (child := self._next_ended()) is not None:
             taken.append(child)
             if len(taken) == REAP_MAX or loop.time() > until_s:
                 # orphans are named first: a fork bomb's are not to keep services and commands waiting
                 taken += filter(None, map(self._next_ended, tuple(self._groups.led)))
-                loop.call_soon(self._children_ended)
+                loop.call_soon(self._signals.told)
                 break
+        self._take(taken)
+
+    def _take(self, taken: list[Ended]) -> None:
         with self._groups.looking_once():
             for child in taken:
                 self._child_ended(*child)

@@ -19,7 +19,7 @@ VARIABLE = "CIRCLEOSD_CRASH"
 
 POINTS: dict[str, tuple[str, str]] = {
     "append": ("registry.journal.journal", "Journal.append"),
-    "spawn": ("registry.host.gate", "spawn"),
+    "spawn": ("registry.host.gate", "Approach.spawn"),
     "keep": ("registry.keeper.client", "Keeper.keep"),
     "gate": ("registry.host.gate", "open_gate"),
     "stop": ("registry.host.process", "Runner.stop"),

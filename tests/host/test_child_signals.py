@@ -23,21 +23,15 @@ class Ends:
 
     def __init__(self, *, by_signalfd: bool) -> None:
         self.told = asyncio.Event()
-        self.named: list[int] = []
-        self.signals = ChildSignals(self._ended, by_signalfd=by_signalfd)
+        self.signals = ChildSignals(lambda _pid: False, self.told.set, by_signalfd=by_signalfd)
         self.signals.listen()
 
-    def _ended(self, pid: int) -> None:
-        self.named.append(pid)
-        self.told.set()
-
-    async def of_a_child(self) -> int:
-        """Have a child end, and wait until that was told; its pid."""
+    async def of_a_child(self) -> None:
+        """Have a child end, and wait until that was told."""
         self.told.clear()
         pid = os.posix_spawn("/bin/true", ["true"], {})
         await self.told.wait()
         os.waitpid(pid, 0)
-        return pid
 
 
 @pytest.fixture
@@ -64,7 +58,12 @@ from registry.host.child_signals import ChildSignals
 async def main():
     told = asyncio.Event()
     named, handled = [], []
-    signals = ChildSignals(lambda pid: (named.append(pid), told.set()), by_signalfd=True)
+
+    def take(pid):
+        named.append(pid)
+        return False
+
+    signals = ChildSignals(take, told.set, by_signalfd=True)
     signals.listen()
     signal.signal(signal.SIGCHLD, lambda *_: handled.append(True))
     pid = os.posix_spawn("/bin/true", ["true"], {})

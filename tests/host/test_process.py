@@ -118,25 +118,27 @@ async def test_a_services_end_does_not_wait_for_orphans(host, monkeypatch):
     assert any(os.waitid(os.P_PID, each, os.WEXITED | os.WNOWAIT) for each in orphans[-1:])
 
 
-async def test_one_that_is_named_is_taken_first_and_the_others_all_the_same(host):
-    """Where the kernel has to find him among thousands, that takes a millisecond."""
+async def test_one_who_is_named_is_taken_at_once_and_the_others_soon(host):
+    """That there are no others the kernel finds out in a millisecond, among thousands."""
     for number in range(5):
         host.start("/bin/false", service=f"s{number}", logs=None)
     for pid in host.pids:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    host.runner.reap(host.pids[3])
-    assert [host.seen.get_nowait()[0] for _ in range(5)] == ["s3", "s0", "s1", "s2", "s4"]
-    host.runner.reap(host.pids[3])  # who is gone is no trouble
+    host.runner._signals.told(host.pids[3])
+    assert host.seen.get_nowait()[0] == "s3"
+    assert host.seen.empty()
+    assert {(await host.seen.get())[0] for _ in range(4)} == {"s0", "s1", "s2", "s4"}
+    host.runner._signals.told(host.pids[3])  # who is gone is no trouble
     assert host.seen.empty()
 
 
 async def test_however_many_signals_tell_of_ends_children_are_reaped_once_a_turn(host, monkeypatch):
     """Else each signal of a fork bomb would cost the others a share of time of its own."""
     reaped = []
-    monkeypatch.setattr(host.runner, "reap", lambda _named: reaped.append("children"))
+    monkeypatch.setattr(host.runner._signals, "_reap", lambda: reaped.append("children"))
     for turn in range(1, 4):
         for _signal in range(100):
-            host.runner._children_ended()
+            host.runner._signals.told()
         assert len(reaped) == turn
         await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -585,7 +587,7 @@ async def test_an_end_is_seen_of_who_was_killed_before_it_was_known_whose_he_is(
         os.kill(made, signal.SIGKILL)
         assert os.waitid(os.P_PID, made, os.WEXITED | os.WNOWAIT)
         deadline = time.monotonic() + 10
-        while not host.runner._ended_meanwhile:
+        while not host.runner._signals._told_meanwhile:
             assert time.monotonic() < deadline, "the loop goes on"
             time.sleep(0.001)
         return made

@@ -109,10 +109,10 @@ def say(box, text: str, name: str = "speaker") -> None:
 
 
 def begin(box, keys: str = "", opening: str = "", **how) -> int:
-    """The registry with a service that is Starting; the service's pid."""
+    """The registry with a service that is Starting, but where its `opening` says more; the service's pid."""
     box.configure(speaker(box, keys, opening))
     box.start(**how)
-    return int(box.wait_status("speaker", "Starting")["pid"])
+    return int(box.wait_for(lambda: box.service("speaker")["pid"], "it has been started"))
 
 
 def told(box) -> dict:
