@@ -71,6 +71,9 @@ def test_a_set_up_that_fails_says_why_and_is_begun_again_next_time(tmp_path: Pat
     shutil.copytree(ROOT / "tools" / "dev", tmp_path / "tools" / "dev")
     asked = (ROOT / "pyproject.toml").read_text()
     (tmp_path / "pyproject.toml").write_text(asked.replace('"setuptools>=', '"no-such-backend>='))
+    (another := tmp_path / "another").mkdir()
+    (another / "pyvenv.cfg").touch()
+    (tmp_path / ".venv").symlink_to(another)
     for _ in range(2):
         done = subprocess.run(
             [sys.executable, "tools/dev", "test"],
@@ -84,6 +87,7 @@ def test_a_set_up_that_fails_says_why_and_is_begun_again_next_time(tmp_path: Pat
         assert done.stderr.startswith("setting up .venv ...\ncannot install into .venv: ")
         assert "no-such-backend" in done.stderr
         assert "Traceback" not in done.stderr
+    assert list(another.iterdir()) == [another / "pyvenv.cfg"], "a link's target is not ours"
 
 
 def _run(*command: str | Path, cwd: Path) -> str:

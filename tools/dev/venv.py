@@ -96,6 +96,8 @@ def _say(line: str) -> None:
 
 def _set_up(wanted: str, lock: TextIO) -> None:
     usable = PYTHON.exists() and STAMP.exists() and STAMP.read_text().startswith(f"{ROOT}\n")
+    if VENV.is_symlink() and not usable:
+        VENV.unlink()  # what it leads to is not ours to clear
     STAMP.unlink(missing_ok=True)
     if not usable:
         # The Python behind the one that runs: the latter may lie in the very .venv that is cleared.
