@@ -67,6 +67,9 @@ async def served(
     finally:
         server.close()
         await server.wait_closed()
+        # one that is just being accepted is to have its handler first
+        being_accepted = [each for each in asyncio.all_tasks() if "_accept_con" in repr(each)]
+        await asyncio.gather(*being_accepted)
         await asyncio.wait_for(asyncio.gather(*tasks), PLENTY_S)  # the prober has hung up on all
 
 
