@@ -252,8 +252,12 @@ class Runner:
     # --- ends -------------------------------------------------------------------------------------
 
     def _take_named(self, pid: int) -> bool:
-        """Take a main process that has ended; False where it is none."""
-        child = self._next_ended(pid) if pid in self._by_number else None
+        """Take a main process that has ended; False where it is none.
+
+        Without /proc those count as members who ended with it, until they are reaped: then it is not the first.
+        """
+        is_first = self._capabilities.proc and pid in self._by_number
+        child = self._next_ended(pid) if is_first else None
         if child is not None:
             self._take([child])
         return child is not None

@@ -27,7 +27,7 @@ import sys
 import threading
 from array import array
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 from registry.passed import CLOEXEC, SCM_MAX_FD, descriptors, space
@@ -81,8 +81,10 @@ class Spawning:
 
         def hear() -> None:
             self._ours.recv(1)
-            if not done.done():  # else nobody waits any more
-                done.set_result(outcomes.get())
+            with contextlib.suppress(Empty):  # it told of one that nobody waits for any more
+                outcome = outcomes.get_nowait()
+                if not done.done():
+                    done.set_result(outcome)
 
         def tell(outcome: Outcome) -> None:
             outcomes.put(outcome)

@@ -164,6 +164,18 @@ async def test_who_waits_gets_what_is_his_while_another_goes_on(spawning):
     assert await going_on == [1]
 
 
+async def test_what_came_of_one_that_nobody_waits_for_is_not_taken_for_the_next(spawning):
+    spawning.others_wait = lambda: True
+    may_end = threading.Event()
+    going_on = asyncio.create_task(spawning.do_meanwhile(lambda: may_end.wait(10.0)))
+    await asyncio.sleep(0)  # it is under way
+    going_on.cancel()
+    await asyncio.gather(going_on, return_exceptions=True)
+    may_end.set()
+    for number in range(3):
+        assert await asyncio.wait_for(spawning.do_meanwhile(partial(int, number)), 10) == number
+
+
 async def test_where_nobody_waits_it_is_done_at_once(spawning):
     begun = threading.Event()
     asyncio.get_running_loop().call_soon(begun.set)
