@@ -32,7 +32,7 @@ def folders() -> Iterator[contextlib.ExitStack]:
         yield stack
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(240)
 def test_whoever_is_killed_whenever_nothing_is_interrupted_doubled_forgotten_or_lost(
     folders: contextlib.ExitStack,
 ) -> None:
