@@ -357,7 +357,8 @@ def _whom() -> dict[str, Key]:
         "sockets": Key(
             'table of `"HOST:PORT"`, `"[HOST]:PORT"`, `"unix:PATH"`',
             sockets,
-            "Listening sockets that the registry opens, keeps over restarts and passes by name (LISTEN_FDS).",
+            "Listening sockets that the registry opens, keeps over restarts and passes by name (LISTEN_FDS);"
+            " 253 at most, with what it has stored.",
             "{}",
         ),
         "limits": Key("table", {}, "What it may use.", "{}", table=_limits()),

@@ -35,6 +35,7 @@ RECHECK_S = 0.05
 """How often is looked at what nobody tells us about: where a pidfd cannot be had, or says too little."""
 REAP_MAX, REAP_S = 256, 0.004
 """How many ended children are taken at once, and for how long; then others have their turn."""
+
 Ended = tuple[int, proc.Stat | None, int, resource.struct_rusage]
 """A child that was reaped: pid, what it was as a zombie, status, usage."""
 

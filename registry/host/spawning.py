@@ -6,7 +6,7 @@ alone then: with a thousand services it took 0.7 ms, with more the more.
 
 A spawn copies the table of descriptors, and the exec closes the copies: of ours, which are two a service, that took
 3 ms of a restart among 8,500. The thread's holds a handful, and what a process is to have is sent to it. So nothing
-of ours is ever left open in a service by mistake, either. The hand-over takes 0.03 to 0.1 ms.
+of ours is ever left open in a service by mistake, either. The hand-over takes 0.03 ms, 0.3 where nothing is warm.
 
 Where others wait for their turn they have it meanwhile: what is spawned takes a quarter of a millisecond.
 
@@ -25,12 +25,11 @@ import signal
 import socket
 import sys
 import threading
-from array import array
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
-from registry.passed import CLOEXEC, SCM_MAX_FD, descriptors, space
+from registry.passed import CLOEXEC, SCM_MAX_FD, close_all, descriptors, space
 
 T = TypeVar("T")
 Outcome = tuple[Any, BaseException | None]
@@ -128,8 +127,7 @@ class Spawning:
         if len(fds) > SCM_MAX_FD:
             raise OSError(errno.E2BIG, f"more than {SCM_MAX_FD} descriptors for one process")
         if fds:
-            rights = array("i", fds)
-            self._ours.sendmsg([_TURN], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+            socket.send_fds(self._ours, [_TURN], fds)
         self._errands.put(_Errand(work, len(fds), tell))
 
     # --- the thread -------------------------------------------------------------------------------
@@ -141,8 +139,7 @@ class Spawning:
         while (errand := self._errands.get()) is not None:
             given = self._receive(errand.expected)
             outcome = _outcome(errand, given)
-            for fd in given:
-                os.close(fd)
+            close_all(given)
             errand.tell(outcome)
 
     def _receive(self, count: int) -> list[int]:

@@ -99,6 +99,20 @@ async def test_a_thread_that_takes_the_signal_does_no_harm():
         ends.signals.close()
 
 
+async def test_after_one_who_was_named_others_are_looked_for_without_a_further_signal():
+    taken: list[int] = []
+    reaped = asyncio.Event()
+
+    def take(pid: int) -> bool:
+        taken.append(pid)
+        return True
+
+    signals = ChildSignals(take, reaped.set, by_signalfd=True)
+    signals.told(7)
+    assert (taken, reaped.is_set()) == ([7], False)
+    await asyncio.wait_for(reaped.wait(), 30)
+
+
 @pytest.mark.usefixtures("mask")
 def test_threads_made_after_it_is_blocked_leave_it_alone():
     child_signals.block()

@@ -132,6 +132,21 @@ async def test_one_who_is_named_is_taken_at_once_and_the_others_soon(host):
     assert host.seen.empty()
 
 
+async def test_without_proc_who_ended_with_the_main_process_is_reaped_before_it_is_looked_at(
+    make_host, without
+):
+    """A zombie counts as a member there."""
+    host = make_host(without(["proc"]))
+    pid = host.script("sleep 1000 & echo child $!; exec sleep 1000")
+    child = await word(host, "child")
+    for each in (child, pid):  # the first is a zombie until the second has left it to us
+        os.kill(each, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    host.runner._signals.told(pid)
+    assert host.seen.get_nowait()[1].group_empty
+
+
 async def test_however_many_signals_tell_of_ends_children_are_reaped_once_a_turn(host, monkeypatch):
     """Else each signal of a fork bomb would cost the others a share of time of its own."""
     reaped = []
