@@ -8,6 +8,7 @@ process answers for its own children, the one that hands out the tests for /tmp.
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
@@ -39,6 +40,15 @@ def short_dir() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="cr-", dir=TMP) as folder:
         _short_dirs.append(folder)
         yield Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """A test that silences the log, as worlds of the simulator do, silences it for itself alone."""
+    log = logging.getLogger("registry")
+    level = log.level
+    yield
+    log.setLevel(level)
 
 
 @pytest.fixture(scope="session", autouse=True)
