@@ -54,11 +54,7 @@ from registry.host.health import Attempt
 from registry.journal import SQLITE_VERSION
 from registry.logs.read import Selection, tail
 from registry.logs.target import LogTarget
-from registry.past.answers import (
-    GraphThen,
-    ListThen,
-    StatusThen,
-)
+from registry.past.asked import GraphThen, ListThen, StatusThen
 from registry.questions.graph import graph
 from registry.questions.plan import Plan
 from registry.questions.records import (

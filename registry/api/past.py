@@ -21,7 +21,7 @@ from registry.api.actions import (
 from registry.api.names import api_error
 from registry.api.protocol import Handler
 from registry.host.clock import Clock
-from registry.past.answers import BootOf, DiffOf, HistoryOf, Query, ReportOf, WhyThen
+from registry.past.asked import BootOf, DiffOf, HistoryOf, Query, ReportOf, WhyThen
 from registry.questions.moments import AT_EXAMPLES, EXAMPLES, SEQ, At, Moment, at, moment
 from registry.questions.refusal import Refusal
 

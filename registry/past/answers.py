@@ -1,4 +1,4 @@
-"""Every question about the past, each once: what it takes, and what answers it from an open journal.
+"""Every question about the past, each once: what it takes (`asked.py`), and what answers it from an open journal.
 
 One table for the running registry, which asks in a process of its own (`asking.py`), and for replay, which reads a
 file. Who adds a question adds a row. What is read is read here, what follows from it is for registry/questions.
@@ -11,12 +11,24 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from registry.core.events import Now, Record
+from registry.core.events import Record
 from registry.core.service import Service
 from registry.journal.errors import Compacted, JournalError
 from registry.journal.opening import Connection
-from registry.journal.query import ROWS, Refused, query
+from registry.journal.query import Refused, query
 from registry.journal.read import Selection, fold, last_seq, latest
+from registry.past.asked import (
+    BootOf,
+    DiffOf,
+    GraphThen,
+    HistoryOf,
+    ListThen,
+    Names,
+    Query,
+    ReportOf,
+    StatusThen,
+    WhyThen,
+)
 from registry.past.boot import boot
 from registry.past.difference import changes
 from registry.past.history import history
@@ -28,7 +40,6 @@ from registry.questions.boot import Boot
 from registry.questions.difference import Difference
 from registry.questions.graph import graph
 from registry.questions.history import History
-from registry.questions.moments import At, Moment
 from registry.questions.records import (
     EVENTS_LOOKED_AT,
     NOT_JOURNALED,
@@ -44,20 +55,6 @@ _encode = msgspec.json.Encoder().encode
 
 
 # --- list, status ---------------------------------------------------------------------------------
-
-
-class ListThen(msgspec.Struct, frozen=True):
-    """The services that `service` means, all where it is null, as they were."""
-
-    at: At
-    service: str | list[str] | None = None
-
-
-class StatusThen(msgspec.Struct, frozen=True):
-    """One service in detail, as it was."""
-
-    at: At
-    service: str
 
 
 def _list(journal: Connection, asked: ListThen) -> dict[str, Any]:
@@ -85,10 +82,6 @@ def _status(journal: Connection, asked: StatusThen) -> dict[str, Any]:
     return {**told, "moment": state.told()}
 
 
-class GraphThen(ListThen, frozen=True):
-    """Who depended on whom: of the services that `service` means, all where it is null."""
-
-
 def _graph(journal: Connection, asked: GraphThen) -> dict[str, Any]:
     state = then(journal, asked.at)
     chosen = None
@@ -100,14 +93,6 @@ def _graph(journal: Connection, asked: GraphThen) -> dict[str, Any]:
 # --- why ------------------------------------------------------------------------------------------
 
 
-class WhyThen(msgspec.Struct, frozen=True):
-    """Why `service` was as it was, or why event number `seq` happened. `at` null is now."""
-
-    at: At | None = None
-    service: str | None = None
-    seq: int | None = None
-
-
 def _why(journal: Connection, asked: WhyThen) -> Why:
     if asked.service is None:
         return why_seq(journal, then(journal, asked.seq))
@@ -115,42 +100,6 @@ def _why(journal: Connection, asked: WhyThen) -> Why:
 
 
 # --- history, diff, report ------------------------------------------------------------------------
-
-Names = str | list[str] | None
-"""The services that are meant; none for all."""
-
-
-class HistoryOf(msgspec.Struct, frozen=True):
-    """The runs of services some part of which lies between two times, the latest `limit` of each."""
-
-    service: str | list[str]
-    since: Moment | None = None
-    until: Moment | None = None
-    limit: int | None = None
-
-
-class DiffOf(msgspec.Struct, frozen=True):
-    """What changed between two moments."""
-
-    since: At
-    until: At
-    service: Names = None
-
-
-class ReportOf(msgspec.Struct, frozen=True):
-    """How available services were between two times; `now` is given where the journal's registry runs."""
-
-    service: Names = None
-    since: Moment | None = None
-    until: Moment | None = None
-    now: Now | None = None
-
-
-class BootOf(msgspec.Struct, frozen=True):
-    """How the latest start of the registry up to a moment went; the critical chain is that of one service."""
-
-    at: At | None = None
-    service: Names = None
 
 
 def _history(journal: Connection, asked: HistoryOf) -> list[History]:
@@ -196,13 +145,6 @@ def _named(journal: Connection, given: str | list[str]) -> list[str]:
 
 
 # --- query ----------------------------------------------------------------------------------------
-
-
-class Query(msgspec.Struct, frozen=True):
-    """One select, of the tables and views of the journal; at most `limit` rows."""
-
-    sql: str
-    limit: int = ROWS
 
 
 def _query(journal: Connection, asked: Query) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from registry.past.process import Asked, Outcome
+from registry.past.asked import Asked, Outcome
 from registry.questions.refusal import TIMED_OUT, UNREADABLE, Refusal
 
 AT_ONCE_MAX = 2

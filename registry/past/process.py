@@ -19,24 +19,11 @@ import msgspec
 from registry.journal.errors import JournalError
 from registry.journal.opening import open_for_reading
 from registry.past.answers import answer
+from registry.past.asked import Asked, Outcome
 from registry.questions.refusal import UNREADABLE, Refusal
 
 NICENESS = 10
 _SOCKET = 0
-
-
-class Asked(msgspec.Struct, frozen=True):
-    """The line that comes in: a question of the table, and its parameters."""
-
-    question: str
-    params: msgspec.Raw
-
-
-class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The first line that goes out; the answer follows where there is no `code`."""
-
-    code: str | None = None
-    message: str | None = None
 
 
 def main() -> None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from registry.past import asking
-from registry.past.answers import ListThen, StatusThen
+from registry.past.asked import Asked, ListThen, StatusThen
 from registry.past.asking import Past
-from registry.past.process import Asked
 from registry.questions.refusal import Refusal
 
+LOADED_BY_THE_DAEMON = """
+import registry.daemon, sys
+print(sorted(name for name in sys.modules if name.startswith(("registry.past.", "registry.questions.why"))))
+"""
 WAITS_FOR_ITS_ASKER = """
 import os, socket, sys, threading
 sys.path[:] = sys.argv[1:-1]
@@ -25,6 +30,12 @@ def answered(path, line):
 process._answered = answered
 process.main()
 """
+
+
+def test_the_daemon_loads_nothing_of_what_answers():
+    command = [sys.executable, "-c", LOADED_BY_THE_DAEMON]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "['registry.past.asked', 'registry.past.asking']\n"
 
 
 @pytest.fixture(autouse=True)
