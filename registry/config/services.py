@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -28,6 +29,17 @@ NAME_MAX = 64
 """Characters in a service's name, `@` and the number of an instance included."""
 
 OF_ONE = ("name", "cmd", "instances", "depends_on", "sockets")
+_OF_ONE = frozenset(OF_ONE)
+
+
+class Defaults(NamedTuple):
+    """The keys of `[defaults]`, and what a service is that has none of its own that it could share.
+
+    `alone` is None where each has to be read: the defaults differ by instance, or deserve complaints.
+    """
+
+    keys: Table
+    alone: Service | None
 
 
 class Declared(msgspec.Struct, frozen=True):
@@ -68,14 +80,22 @@ def read_services(
 ) -> list[Declared]:
     """Every `[[service]]` of every file, in order."""
     declared: list[Declared] = []
+    shared = Defaults(defaults, _alone(defaults, root))
     position = 0
     for item in (each for list_ in lists for each in elements(sheet, list_, "service")):
-        service = _declared(sheet, item, defaults, root, position)
+        service = _declared(sheet, item, shared, root, position)
         declared.append(service)
         position += len(service.services)
     _refuse_same_names(sheet, declared)
     _refuse_same_addresses(sheet, declared)
     return declared
+
+
+def _alone(defaults: Table, root: Path) -> Service | None:
+    unheard = Sheet()
+    keys = Item(merge(defaults, {}), ("service", 0))
+    service = read_shared(Section(unheard, keys), Definition(name="", cmd=()), root)
+    return None if len(unheard) or instance_places(keys) else service
 
 
 def elements(sheet: Sheet, item: Item, key: str) -> list[Item]:
@@ -87,12 +107,15 @@ def elements(sheet: Sheet, item: Item, key: str) -> list[Item]:
     return []
 
 
-def _declared(sheet: Sheet, item: Item, defaults: Table, root: Path, position: int) -> Declared:
+def _declared(sheet: Sheet, item: Item, shared: Defaults, root: Path, position: int) -> Declared:
     own = table_of(item)
     number = item.place[-1]
     assert isinstance(number, int)
     shown = _usable_name(own or {}) or f"#{number + 1}"
-    keys = Item(merge(defaults, expand(own)), item.place) if own is not None else item
+    alone = shared.alone if (own or {}).keys() <= _OF_ONE else None
+    keys = item
+    if own is not None:
+        keys = Item(own if alone else merge(shared.keys, expand(own)), item.place)
     faults = len(sheet)
     head = Section(sheet, keys, shown)
     if own is None:
@@ -111,7 +134,7 @@ def _declared(sheet: Sheet, item: Item, defaults: Table, root: Path, position: i
         # without instances nothing is to be replaced, unless it was complained of: once is enough
         is_literal = instances is None and len(sheet) == faults
         given = keys if is_literal else with_instance(keys, instance)
-        services.append(_service(sheet, given, shown, plain, root))
+        services.append(_service(sheet, given, shown, plain, root, alone))
         if len(sheet) > faults:
             break  # it speaks for all of them
     return Declared(name, item.place, instances, tuple(services), len(sheet) == faults)
@@ -136,16 +159,22 @@ def _refuse_placeholders(sheet: Sheet, keys: Item, shown: str) -> None:
         sheet.refuse(place, shown, f"{{instance}} is for services with instances{owner}; {remedy}")
 
 
-def _service(sheet: Sheet, keys: Item, shown: str, plain: Definition, root: Path) -> Service:
+def _service(
+    sheet: Sheet, keys: Item, shown: str, plain: Definition, root: Path, alone: Service | None
+) -> Service:
     section = Section(sheet, keys, shown)
     section.item("name")
     section.item("instances")
     section.need("name", 'name = "..."')
     section.need("cmd", 'cmd = ["program", "argument"]')
-    definition = msgspec.structs.replace(
-        plain, cmd=section.take("cmd", values.command(root), plain.cmd)
-    )
-    service = read_own(section, read_shared(section, definition, root), root)
+    own = {"cmd": section.take("cmd", values.command(root), plain.cmd)}
+    if alone is None:
+        shared = read_shared(section, msgspec.structs.replace(plain, **own), root)
+    else:
+        own |= {key: getattr(plain, key) for key in ("name", "position", "instance_of", "instance")}
+        definition = msgspec.structs.replace(alone.definition, **own)
+        shared = msgspec.structs.replace(alone, definition=definition)
+    service = read_own(section, shared, root)
     section.close()
     return service
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,6 +18,7 @@ from registry.config import (
     JournalSettings,
     RegistrySettings,
     load,
+    services,
 )
 from registry.core.definition import (
     Check,
@@ -287,6 +289,76 @@ def test_defaults_merge_key_by_key_under_what_a_service_says(read: Read):
     assert [check.interval_s for check in once.checks] == [5.0]
     assert (plain.umask, own.umask) == (0o077, 0o022)
     assert (plain.logs, own.logs) == (None, Logs("/l"))
+
+
+DEFAULTS = """
+[defaults]
+cwd = "srv"
+env = { A = "1", DATA = "/srv/{instance}" }
+restart = { policy = "OnFailure", delay = "1s", limit = 5, within = "1m" }
+health_check = { interval = "5s" }
+ready = "notify"
+stop = { signal = "SIGINT", timeout = "3s" }
+logs = { dir = "logs" }
+limits = { nofile = 10 }
+tags = ["eu"]
+nice = 3
+reload = "SIGHUP"
+"""
+ALONE = """
+[[service]]
+name = "first"
+cmd = ["bin/a", "-x"]
+{more}
+
+[[service]]
+name = "second"
+instances = 2
+cmd = ["b", "{{instance}}"]
+sockets = {{ http = "unix:/run/{{instance}}.sock" }}
+depends_on = ["first"]
+{more}
+"""
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        "",
+        DEFAULTS.replace("{instance}", "1"),
+        DEFAULTS.replace('"SIGHUP"', '["kill"]').replace("{instance}", "1"),
+        '[defaults]\noneshot = true\nhealth_check = "heartbeat:"',
+    ],
+)
+def test_a_service_with_no_key_that_it_could_share_is_what_one_read_by_itself_is(
+    read: Read, defaults: str
+):
+    alone = read(defaults + ALONE.format(more=""))
+    by_itself = read(defaults + ALONE.format(more="autostart = true"))
+    assert alone.definitions == by_itself.definitions
+    assert alone.environments == by_itself.environments
+
+
+def test_services_with_no_key_that_they_could_share_are_read_once(
+    read: Read, monkeypatch: pytest.MonkeyPatch
+):
+    readings = []
+    read_shared = services.read_shared
+
+    def counted(*arguments: Any) -> Any:
+        readings.append(arguments)
+        return read_shared(*arguments)
+
+    monkeypatch.setattr(services, "read_shared", counted)
+    text = DEFAULTS.replace("{instance}", "1")
+    text += "".join(f'[[service]]\nname = "s{n}"\ncmd = ["x"]\n' for n in range(100))
+    assert [each.cwd for each in read(text).definitions] == [str(Path.cwd() / "srv")] * 100
+    assert len(readings) == 2  # the defaults by themselves, and a service that has them
+
+
+def test_defaults_that_differ_by_instance_are_read_for_each(read: Read):
+    config = read(f'{DEFAULTS}\n[[service]]\nname = "a"\ninstances = 2\ncmd = ["x"]\n')
+    assert [config.environments[f"a@{n}"]["DATA"] for n in (1, 2)] == ["/srv/1", "/srv/2"]
 
 
 def test_what_makes_no_sense_for_a_service_is_not_taken_from_the_defaults(read: Read):
