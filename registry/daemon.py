@@ -295,7 +295,6 @@ class Daemon:
     async def _build(self, stack: AsyncExitStack) -> None:
         self._capabilities = detect(os.environ)
         self._build_keeper(stack)
-        self._warn()
         beginning = Beginning(self._starting)
         journal, projection = await beginning.open()
         stack.push_async_callback(journal.close)
@@ -320,6 +319,7 @@ class Daemon:
         found = await self._keeper.connect()
         await self._recover(beginning, found)
         self._runner.listen()
+        self._warn()  # not before: what runs need not wait for it
         await self._server.start()
 
     def _build_keeper(self, stack: AsyncExitStack) -> None:

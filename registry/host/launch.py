@@ -8,6 +8,7 @@ the like) is added by who starts it. Looks, changes nothing; may wait for a user
 
 from __future__ import annotations
 
+import functools
 import grp
 import os
 import pwd
@@ -299,10 +300,16 @@ def _own_entry() -> pwd.struct_passwd:
     """The registry's own, with the group that it really has."""
     uid, gid = os.geteuid(), os.getegid()
     try:
-        name, password, _, _, *rest = pwd.getpwuid(uid)
+        name, password, _, _, *rest = _entry_once_found(uid)
     except KeyError:
         return _nameless(uid, gid)
     return pwd.struct_passwd((name, password, uid, gid, *rest))
+
+
+@functools.cache
+def _entry_once_found(uid: int) -> pwd.struct_passwd:
+    """An entry that stays what it was at first: to look it up again would take a reading of the file each start."""
+    return pwd.getpwuid(uid)
 
 
 def _entry(definition: Definition) -> pwd.struct_passwd:

@@ -19,9 +19,17 @@ Row = tuple[Any, ...]
 
 NO_HASH = ""
 _encode = msgspec.json.Encoder().encode
-_decoders: dict[str, msgspec.json.Decoder[Event]] = {
-    name: msgspec.json.Decoder(kind) for name, kind in TYPES.items()
-}
+
+
+class _Decoders(dict[str, msgspec.json.Decoder[Event]]):
+    """By the name of what they decode; made when first needed, as those of all take a hundredth of a boot."""
+
+    def __missing__(self, kind: str) -> msgspec.json.Decoder[Event]:
+        made = self[kind] = msgspec.json.Decoder(TYPES[kind])
+        return made
+
+
+_decoders = _Decoders()
 _decode_actor = msgspec.json.Decoder(Actor).decode
 
 

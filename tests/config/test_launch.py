@@ -5,12 +5,14 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from registry.core.definition import Check, Definition, Limits
+from registry.host import launch as launching
 from registry.host.launch import DEFAULT_PATH, LaunchError, obstacles, read_env_file, resolve
 
 
@@ -135,8 +137,9 @@ def test_every_obstacle_is_found_not_only_the_first(plain: Definition):
 
 
 @pytest.fixture
-def accounts(monkeypatch: pytest.MonkeyPatch) -> None:
+def accounts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A machine where root runs the registry and a user `web` is known."""
+    launching._entry_once_found.cache_clear()
     entries = {
         "root": pwd.struct_passwd(("root", "x", 0, 0, "", "/root", "/bin/sh")),
         "web": pwd.struct_passwd(("web", "x", 33, 34, "", "/srv/web", "")),
@@ -149,6 +152,8 @@ def accounts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         os, "getgrouplist", lambda name, gid: [gid, 100] if name == "web" else [gid]
     )
+    yield
+    launching._entry_once_found.cache_clear()
 
 
 @pytest.mark.usefixtures("accounts")
