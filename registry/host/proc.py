@@ -94,7 +94,8 @@ def children(pid: int) -> Iterator[int]:
         threads = os.listdir(f"/proc/{pid}/task")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return
-    for thread in threads:
+    # the first thread's last: one that ends meanwhile leaves its children to that one
+    for thread in sorted(threads, key=lambda each: int(each) == pid):
         yield from map(int, (_read(f"/proc/{pid}/task/{thread}/children") or b"").split())
 
 

@@ -6,7 +6,9 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +42,36 @@ def test_a_name_with_parentheses_and_spaces_is_read(tmp_path):
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+def test_the_children_of_a_thread_that_ends_while_they_are_listed_are_those_of_the_first():
+    made: list[int] = []
+    is_over = threading.Event()
+
+    def spawn() -> None:
+        made.append(os.posix_spawn("/bin/sleep", ["sleep", "1000"], {}))
+        is_over.wait()
+
+    thread = threading.Thread(target=spawn)
+    thread.start()
+    task, read = Path(f"/proc/{os.getpid()}/task/{thread.native_id}"), proc._read
+
+    def too_late(path: str) -> bytes | None:
+        if Path(path).parent == task:
+            is_over.set()
+            while task.exists():
+                os.sched_yield()
+        return read(path)
+
+    while not made:
+        os.sched_yield()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(proc, "_read", too_late)
+        listed = list(proc.children(os.getpid()))
+    os.kill(made[0], signal.SIGKILL)
+    os.waitpid(made[0], 0)
+    thread.join()
+    assert made[0] in listed
 
 
 def test_a_zombie_tells_how_it_ended():
