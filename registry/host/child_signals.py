@@ -79,7 +79,10 @@ class ChildSignals:
     def close(self) -> None:
         """Nobody is reaped any more."""
         loop = asyncio.get_running_loop()
+        block()
         loop.remove_signal_handler(signal.SIGCHLD)
+        # a thread may be about to tell Python of one: without any handler that would be a complaint on stderr
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         if self._descriptor is not None:
             loop.remove_reader(self._descriptor)
             os.close(self._descriptor)

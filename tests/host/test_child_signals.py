@@ -50,6 +50,18 @@ async def test_each_end_is_told(by_signalfd):
     ends.signals.close()
 
 
+@pytest.mark.parametrize("by_signalfd", [True, False])
+async def test_an_end_after_the_close_is_told_to_nobody_and_finds_a_handler(by_signalfd):
+    ends = Ends(by_signalfd=by_signalfd)
+    ends.signals.close()
+    pid = os.posix_spawn("/bin/true", ["true"], {})
+    os.waitpid(pid, 0)
+    await asyncio.sleep(0.01)
+    assert not ends.told.is_set()
+    assert callable(signal.getsignal(signal.SIGCHLD))
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 def test_where_every_thread_has_blocked_it_no_handler_is_called():
     script = """
 import asyncio, os, signal
