@@ -35,7 +35,10 @@ class OutputKeeper(Protocol):
         pidfd: int | None,
         log: LogTarget | None,
     ) -> None:
-        """Let the keeper hold these descriptors, too, from now on. Raises OSError."""
+        """Let the keeper hold these descriptors, too, from `flush` on at the latest. Raises OSError."""
+
+    def flush(self) -> None:
+        """Whatever is to be held is from now on."""
 
     def release(self, service: str, run: int) -> None:
         """The run's end is in the journal."""
@@ -86,6 +89,10 @@ class Kept:
         if output is not None or process.pidfd is not None:
             self._keeper.keep(process.service, process.run, output, process.pidfd, target)
             self.add(process.service, process.run)
+
+    def flush(self) -> None:
+        """The keeper holds from now on what it was to hold."""
+        self._keeper.flush()
 
     def keep_adopted(self, process: Process, logs: Logs | None) -> None:
         """Hand an earlier daemon's run to the keeper, unless that holds it already."""

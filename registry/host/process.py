@@ -166,6 +166,7 @@ class Runner:
         process = self._processes.get((service, run))
         if process is None or process.gate is None:
             return False
+        self._kept.flush()  # its output and its end are not to be lost with us
         held, process.gate = process.gate, None
         process.opened = gate.open_gate(held)
         return process.opened

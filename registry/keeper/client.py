@@ -24,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from registry.keeper.holdings import Held, HeldRuns, HeldSlots, Kept, Outgoing
+from registry.keeper.holdings import Held, HeldRuns, HeldSlots, Kept, Outgoing, composed
 from registry.keeper.protocol import (
     SLOTS_VERSION,
     VERSION,
@@ -54,7 +54,10 @@ LEAVE_S = 1.0
 """How long is waited for a keeper that is busy to take what is said last."""
 
 LATER_S = 0.1
-"""How long a message may wait for another that nobody is waiting for."""
+"""How long a message that nobody is waiting for may wait for others: a third less of a restart."""
+
+TOGETHER_MAX = 16
+"""Messages after which none waits for others."""
 
 PENDING_MAX = 10_000
 """Messages that may wait for a keeper that does not read, before it counts as gone."""
@@ -191,17 +194,23 @@ class Keeper:
         pidfd: int | None,
         log: LogTarget | None,
     ) -> None:
-        """Have the run's output moved to `log` and its pidfd kept. The caller keeps his descriptors.
+        """Have the run's output moved to `log` and its pidfd kept, from the end of this turn of the loop on, or from
+        `flush`. The caller keeps his descriptors.
 
         Without `output_fd` a run that is kept already gets another pidfd and nothing else: its main
         process is another one. Raises OSError when no descriptor is free for our own copies.
         """
         keep = self._runs.keep((service, run), output_fd, pidfd, log)
         if self._is_ready:
-            self._post(keep)
+            self._post_within(keep, 0.0)
             return
         for key in self._runs.limit_ended(ENDED_MAX):
             self._log(f"output of {key[0]}, run {key[1]}, is lost: no keeper for {ENDED_MAX} runs")
+
+    def flush(self) -> None:
+        """Send what would wait for the end of this turn of the loop."""
+        if self._pending:
+            self._flush()
 
     def redirect(self, service: str, run: int, log: LogTarget) -> None:
         """What the run writes from now on goes to `log`; what it wrote stays where it is."""
@@ -212,7 +221,7 @@ class Keeper:
     def release(self, service: str, run: int) -> None:
         """The run's end is journaled: its pidfd is no longer needed. Output goes on to its end."""
         if self._runs.release((service, run)):
-            self._post_later({"type": "release", "service": service, "run": run})
+            self._post_within({"type": "release", "service": service, "run": run}, LATER_S)
 
     def heard(self, service: str, run: int) -> None:
         """That the run's output has ended is journaled, or need not be: no later daemon is told."""
@@ -516,28 +525,33 @@ class Keeper:
 
     def _post(self, item: Outgoing) -> None:
         """Send a message. While no keeper is there it follows from what is held."""
-        if not self._is_ready:
+        if self._enqueue(item):
+            self._flush()
+
+    def _post_within(self, item: Outgoing, delay_s: float) -> None:
+        """The same where nobody waits for it: with others, for whom the keeper wakes once."""
+        if not self._enqueue(item):
             return
+        if len(self._pending) >= TOGETHER_MAX:
+            self._flush()
+            return
+        due_s = self._loop.time() + delay_s
+        if self._later is None or due_s < self._later.when():
+            self._let_be()
+            self._later = self._loop.call_at(due_s, self._flush)
+
+    def _enqueue(self, item: Outgoing) -> bool:
+        """Whether `item` is to be sent now or later."""
+        if not self._is_ready:
+            return False
         self._pending.append(item)
         if len(self._pending) > PENDING_MAX:
             self._lose(f"has left {PENDING_MAX} messages unread")
-        else:
-            self._flush()
-
-    def _post_later(self, item: Outgoing) -> None:
-        """The same where nobody waits for it: with the next message, or in a little while. A keeper that need not be
-        woken for it takes a third less of a restart.
-        """
-        if not self._is_ready:
-            return
-        self._pending.append(item)
-        if self._later is None:
-            self._later = self._loop.call_later(LATER_S, self._flush)
+            return False
+        return True
 
     def _flush(self) -> None:
-        if self._later is not None:
-            self._later.cancel()
-            self._later = None
+        self._let_be()
         channel = self._channel
         if channel is None:
             return
@@ -552,13 +566,18 @@ class Keeper:
             self._loop.remove_writer(channel.fileno())
         self._waits_for_room = not is_sent
 
+    def _let_be(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+
     def _send_pending(self, channel: Channel) -> bool:
         while self._pending:
-            item = self._pending[0]
-            message, fds = (item, []) if isinstance(item, dict) else item()
-            if message and not channel.send(message, fds):
+            taken = channel.send_some(map(composed, self._pending))
+            if not taken:
                 return False
-            self._pending.popleft()
+            for _ in range(taken):
+                self._pending.popleft()
         return True
 
 

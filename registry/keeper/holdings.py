@@ -22,6 +22,11 @@ Outgoing = Message | Callable[[], Composed]
 """A message, or what makes it."""
 
 
+def composed(item: Outgoing) -> Composed:
+    """The message as things are now, empty where there is nothing to say, and its descriptors."""
+    return (item, []) if isinstance(item, dict) else item()
+
+
 class Kept(msgspec.Struct, frozen=True):
     """One run that a keeper kept for us. Both descriptors are the receiver's own, to be closed.
 

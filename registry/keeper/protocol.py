@@ -35,7 +35,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from registry.passed import CLOEXEC, close_all, descriptors, space
 
@@ -58,6 +58,9 @@ LINE_MAX = 1 << 16
 
 FDS_MAX = 64
 """Descriptors that come with one message at most; version 1 sends two and takes 32."""
+
+TOGETHER_FDS_MAX, TOGETHER_BYTES_MAX = 32, 1 << 14
+"""Of several messages that are sent at once: version 1 takes so many, and so much the kernel never splits."""
 
 Message = dict[str, object]
 Key = tuple[str, int]
@@ -95,18 +98,31 @@ class Channel:
             return False
         return True
 
-    def send(self, message: Message, fds: Iterable[int] = ()) -> bool:
+    def send(self, message: Message, fds: Sequence[int] = ()) -> bool:
         """Take `message` for sending; False: not now, offer it again when writable."""
+        return self.send_some([(message, fds)]) > 0
+
+    def send_some(self, messages: Iterable[tuple[Message, Sequence[int]]]) -> int:
+        """Take the first of `messages` for sending, as many as go at once, for which the other side wakes once; how
+        many those are. Empty ones are none.
+        """
         if not self.flush():
-            return False
-        passed = list(fds)
-        line = json.dumps({**message, "fds": len(passed)}).encode() + b"\n"
+            return 0
+        taken, lines, passed = 0, b"", list[int]()
+        for message, fds in messages:
+            line = _line(message, len(fds)) if message else b""
+            if len(lines) + len(line) > TOGETHER_BYTES_MAX and lines:
+                break
+            if len(passed) + len(fds) > TOGETHER_FDS_MAX and passed:
+                break
+            taken, lines, passed = taken + 1, lines + line, [*passed, *fds]
         try:
-            sent = socket.send_fds(self._sock, [line], passed) if passed else self._sock.send(line)
+            sock = self._sock
+            sent = socket.send_fds(sock, [lines], passed) if passed else sock.send(lines)
         except BlockingIOError:
-            return False
-        self._unsent = line[sent:]
-        return True
+            return 0
+        self._unsent = lines[sent:]
+        return taken
 
     def receive(self) -> list[tuple[Message, list[int]]]:
         """The messages that have arrived whole; their descriptors are the caller's to close.
@@ -151,6 +167,10 @@ class Channel:
     def _close_unclaimed(self) -> None:
         close_all(self._fds)
         self._fds = []
+
+
+def _line(message: Message, fds: int) -> bytes:
+    return json.dumps({**message, "fds": fds}).encode() + b"\n"
 
 
 def key_of(message: Message) -> Key | None:

@@ -40,6 +40,7 @@ class HoldingKeeper:
         self.targets: dict[tuple[str, int], LogTarget | None] = {}
         self.released: list[tuple[str, int]] = []
         self.refuses: OSError | None = None
+        self.is_told = True
 
     def keep(
         self,
@@ -56,6 +57,10 @@ class HoldingKeeper:
         if pidfd is not None:
             self.pidfds[service, run] = os.dup(pidfd)
         self.targets[service, run] = log
+        self.is_told = False
+
+    def flush(self) -> None:
+        self.is_told = True
 
     def redirect(self, service: str, run: int, log: LogTarget) -> None:
         self.targets[service, run] = log

@@ -98,6 +98,20 @@ async def test_a_gate_that_somebody_has_removed_is_made_again(host, path):
     assert (await host.next()).exit_code == 7
 
 
+async def test_the_keeper_has_a_run_before_its_gate_opens(host, monkeypatch):
+    host.spawn(SH, "-c", "exit 0")
+    assert not host.keeper.is_told
+    told, open_gate = [], gate.open_gate
+
+    def noted(held):
+        told.append(host.keeper.is_told)
+        return open_gate(held)
+
+    monkeypatch.setattr(gate, "open_gate", noted)
+    assert host.runner.open_gate("s", 1)
+    assert told == [True]
+
+
 async def test_the_gate_opens_once(host):
     host.spawn(SH, "-c", "exit 0")
     assert host.runner.open_gate("s", 1)

@@ -113,6 +113,7 @@ async def test_kill_9_of_the_keeper_while_it_compresses(make_side, writers, log)
     await side.connect()
     side.watch("web")
     side.keep("web", 1, writers.reader, None, log)
+    side.flush()
     for _ in range(4):
         wait_until(lambda: list(Path(log.path).parent.glob(f"*.{side.pid}.gz.tmp")))
         os.kill(side.pid, signal.SIGKILL)

@@ -16,6 +16,7 @@ import pytest
 
 from registry.keeper.client import ENDED_MAX
 from registry.keeper.loop import RATE_MAX, Pace
+from registry.keeper.protocol import Channel
 from registry.logs.files import CHUNK, TURN_MAX
 from registry.logs.read import tail_and_follow
 from registry.logs.target import LogTarget
@@ -40,6 +41,7 @@ async def main():
     reader = os.open(folder / "fifo0", os.O_RDONLY | os.O_NONBLOCK)
     log = LogTarget(str(folder / "web.log"), 1000000, 3)
     keeper.keep("web", 7, reader, os.pidfd_open(int(sys.argv[2])), log)
+    keeper.flush()
     print(keeper.pid, flush=True)
     await asyncio.sleep(60)
 
@@ -171,6 +173,32 @@ async def test_kill_9_of_the_keeper_under_flood_loses_and_doubles_nothing(
     assert writer.wait() == 0
     assert len(side.processes) == 5
     assert all_lines(log) == [f"n {i}" for i in range(300_000)]
+
+
+async def test_many_runs_of_one_turn_are_kept_by_few_messages(
+    make_side, make_output, monkeypatch
+) -> None:
+    side, outputs = make_side(), [make_output() for _ in range(40)]
+    await side.connect()
+    sendings, send_some = [], Channel.send_some
+
+    def counted(channel, messages):
+        sendings.append(send_some(channel, messages))
+        return sendings[-1]
+
+    monkeypatch.setattr(Channel, "send_some", counted)
+    for run, output in enumerate(outputs):
+        side.keep("web", run, output.reader, None, None)
+    assert sendings == [16, 16]
+    side.flush()
+    assert sendings == [16, 16, 8]
+    side.keep("web", 40, outputs[0].reader, None, None)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert sendings == [16, 16, 8, 1]
+    for output in outputs:
+        output.end()
+    assert sorted([await side.ended.get() for _ in range(41)]) == [("web", n, 0) for n in range(41)]
 
 
 async def test_kill_9_of_the_daemon_gives_the_next_one_all_back(

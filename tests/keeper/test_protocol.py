@@ -16,7 +16,16 @@ from pathlib import Path
 import pytest
 
 from registry.keeper import loop
-from registry.keeper.protocol import FDS_MAX, LINE_MAX, Channel, is_trusted, listen, peer_uid
+from registry.keeper.protocol import (
+    FDS_MAX,
+    LINE_MAX,
+    TOGETHER_FDS_MAX,
+    Channel,
+    is_trusted,
+    listen,
+    peer_uid,
+)
+from registry.passed import close_all
 
 Said = list[str]
 
@@ -93,6 +102,31 @@ def test_a_full_socket_takes_nothing_by_halves(ends) -> None:
         got += [message["n"] for message, _ in other.receive()]
         one.flush()
     assert got == list(range(sent))
+
+
+def test_several_messages_go_at_once_up_to_what_is_never_split(ends) -> None:
+    one, other = ends
+    with open(os.devnull) as file:
+        fds = [file.fileno()]
+        small = [({"type": "x", "n": n}, fds * 2) for n in range(20)]
+        assert one.send_some(small) == TOGETHER_FDS_MAX // 2
+        assert [(m["n"], len(f)) for m, f in received(other)] == [(n, 2) for n in range(16)]
+        assert one.send_some([({}, []), small[0], ({}, []), small[1]]) == 4
+        assert [(m["n"], len(f)) for m, f in received(other)] == [(0, 2), (1, 2)]
+        large = [({"type": "x", "n": n, "pad": "p" * 5000}, fds) for n in range(4)]
+        assert one.send_some(large) == 3
+        assert [(m["n"], len(f)) for m, f in received(other)] == [(n, 1) for n in range(3)]
+        assert one.send_some([({"type": "x", "pad": "p" * 30_000}, fds)]) == 1
+        assert [len(f) for _, f in received(other)] == [1]
+        assert one.send_some([({}, [])]) == 1
+        assert received(other) == []
+
+
+def received(channel: Channel) -> list[tuple[dict, list[int]]]:
+    """What one reading brings; its descriptors are closed."""
+    got = channel.receive()
+    close_all(fd for _, fds in got for fd in fds)
+    return got
 
 
 def test_what_is_no_message_is_ignored_and_said(raw, said) -> None:
