@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from copy import copy
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -21,70 +22,28 @@ from registry.core import inputs as inp
 from registry.core.decision import Place, decide, is_news
 from registry.core.definition import Definition
 from registry.core.dependencies import Graph, around, needs
-from registry.core.duties import Duties, StopDuty, Timer, duties, rests
+from registry.core.duties import Duties, Timer, duties, rests
 from registry.core.lifecycle import Reason, State
 from registry.core.projection import Projection
 from registry.core.restarts import NS
 from registry.core.service import HAS_RUN, Request, Service
 from registry.held import HeldRecords, Journal
+from registry.ports import Clock, Host, TimerHandle
 
 BATCH_MAX = 64
 """Inputs decided before one commit: more would keep the first of them waiting."""
 RECENT_MAX = 4096
 """Committed records kept in memory, so that those who follow need not read the file."""
+_MAY_BEGIN_A_RUN = (
+    inp.Start
+    | inp.Restart
+    | inp.Reconsider
+    | inp.RestartTimerDue
+    | inp.ProcessExited
+    | inp.GroupGone
+)
 LATE_NS = 500_000_000
 """A timer that comes later than this means that this process stood still: time that nobody watched."""
-
-
-class TimerHandle(Protocol):
-    """A timer that can be called off."""
-
-    def cancel(self) -> None:
-        """It will not fire any more."""
-
-
-class Clock(Protocol):
-    """What the registry needs of the clock."""
-
-    def now(self) -> ev.Now:
-        """Both clocks at once."""
-
-    def call_at(self, due_ns: int, callback: Callable[[], None]) -> TimerHandle:
-        """Call once CLOCK_BOOTTIME has reached `due_ns`."""
-
-
-class Host(Protocol):
-    """What the registry needs of the machine. Every call may be repeated without harm."""
-
-    async def spawn(self, definition: Definition, run: int, digest: str) -> inp.Observation:
-        """Put a process behind its gate: SpawnSucceeded or SpawnRefused. One at a time."""
-
-    def open_gate(self, service: str, run: int) -> bool:
-        """Let it through; True when that happened now."""
-
-    def stop(self, service: str, run: int, duty: StopDuty) -> None:
-        """Ask its group to end."""
-
-    def release(self, service: str, up_to_run: int | None) -> None:
-        """The ends of its runs up to this one are committed; None is all of them."""
-
-    def rest(self, service: str) -> None:
-        """Nothing of it runs, or is to."""
-
-    def watch(self, service: Service) -> None:
-        """Begin its checks, or go on by what is now declared."""
-
-    def became_ready(self, service: str) -> None:
-        """Its checks go on at their intervals."""
-
-    def unwatch(self, service: str, run: int) -> None:
-        """End its checks."""
-
-    def redefine(self, service: Service) -> None:
-        """A run takes up what its new definition changes in place."""
-
-    def carry_out(self, service: Service, request: Request) -> None:
-        """Send a signal or have it reload; RequestCarriedOut follows. Once a request is enough."""
 
 
 class NotCommitted(Exception):
@@ -286,14 +245,15 @@ class Registry:
         records: list[ev.Record] = []
         answers: list[tuple[asyncio.Future[Accepted], Accepted]] = []
         self._is_deciding = True
-        for item in batch:
-            if item.answer is not None and self.degraded_since_ns is not None:
-                _answer(item.answer, Unavailable(self.trouble))
-                continue
-            decided = await self._decide(item)
-            records += decided
-            if item.answer is not None:
-                answers.append((item.answer, self._accepted(item.steps[0][0], decided)))
+        async with self._ahead(batch):
+            for item in batch:
+                if item.answer is not None and self.degraded_since_ns is not None:
+                    _answer(item.answer, Unavailable(self.trouble))
+                    continue
+                decided = await self._decide(item)
+                records += decided
+                if item.answer is not None:
+                    answers.append((item.answer, self._accepted(item.steps[0][0], decided)))
         self._is_deciding = False
         if records:
             await self._keep(records)
@@ -309,6 +269,24 @@ class Registry:
             is_new = bool(records) and accepted.seq >= records[0].seq
             is_held = self.degraded_since_ns is not None and is_new
             _answer(future, NotCommitted(self.trouble) if is_held else accepted)
+
+    def _ahead(self, batch: Sequence[_Item]) -> AbstractAsyncContextManager[None]:
+        """Where several runs are about to begin, their processes are made at once: that takes each half as long."""
+        if len(batch) == 1:
+            return nullcontext()
+        steps = [item.steps[0] for item in batch if len(item.steps) == 1]
+        runs = [run for name, given in steps if (run := self._foreseen(name, given)) is not None]
+        return self._host.ahead(runs) if len(runs) > 1 else nullcontext()
+
+    def _foreseen(self, name: str, given: inp.Input) -> tuple[Definition, int] | None:
+        """The run that a decision will ask for, unless another one before it changes that."""
+        service = self._live.services.get(name)
+        if service is None or not isinstance(given, _MAY_BEGIN_A_RUN):
+            return None
+        trial = _clone(service)
+        decide(trial, given, self._place(service, None))
+        run = duties(trial).spawn
+        return (service.definition, run) if run is not None else None
 
     def _tell_neighbours(self, records: list[ev.Record]) -> None:
         """Whoever waits for one that moved, or was restarted with it, is to look again."""

@@ -6,6 +6,7 @@ What is held, in what order, and what bounds it; what is decided together, and w
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -59,6 +60,12 @@ class FakeHost:
 
     def __init__(self):
         self.done: list[tuple] = []
+
+    @asynccontextmanager
+    async def ahead(self, runs):
+        self.done.append(("ahead", *((definition.name, run) for definition, run in runs)))
+        yield
+        self.done.append(("no more ahead",))
 
     async def spawn(self, definition, run, digest):
         self.done.append(("spawn", definition.name, run))
@@ -416,6 +423,43 @@ async def test_autostart_starts_what_it_needs_and_one_that_nobody_asked_for_does
     await registry.command([("app", inp.Stop())])
     await registry.command([("app", inp.Start(reason=Reason.AUTOSTART))])
     await reaches(registry, "app", State.RUNNING)
+
+
+async def test_of_several_that_start_processes_are_made_ahead(made):
+    registry, _journal, host = made
+    await registry.command([declared("a"), declared("b"), declared("c"), declared("needs", "c")])
+    host.done.clear()
+    for name in ("a", "b", "needs"):
+        registry.declare([(name, inp.Start())])
+    await reaches(registry, "b", State.RUNNING)
+    await idle(registry)
+    ahead, *spawned, end = host.done[:4]
+    assert ahead == ("ahead", ("a", 1), ("b", 1))  # the third waits
+    assert spawned == [("spawn", "a", 1), ("spawn", "b", 1)]
+    assert end == ("no more ahead",)
+    host.done.clear()
+    registry.observe("a", inp.ProcessExited(run=1, signal=9))
+    await idle(registry)
+    assert ("spawn", "a", 2) in host.done
+    assert not any(what[0] == "ahead" for what in host.done)  # one alone gains nothing
+
+
+async def test_foresight_moves_nothing(made):
+    registry, journal, _host = made
+    await registry.command([declared("a"), declared("b")])
+    for _ in range(2):
+        registry.declare([("a", inp.Start(reason=Reason.AUTOSTART))])
+        registry.declare([("b", inp.Start(reason=Reason.AUTOSTART))])
+        registry.declare([("a", inp.Stop())])
+    await idle(registry)
+    assert of(journal.records, "a")[1:4] == [
+        ("a", "start_requested"),
+        ("a", "spawned"),
+        ("a", "stop_requested"),
+    ]
+    refolded = Projection()
+    refolded.fold(journal.records)
+    assert refolded.services == registry.committed.services
 
 
 async def test_one_that_waits_is_told_of_what_it_waits_for_once_that_is_in_the_journal(made):

@@ -59,7 +59,8 @@ class ChildSignals:
         self._reap = reap
         self._by_signalfd = by_signalfd
         self._descriptor: int | None = None
-        self._is_held = self._told_meanwhile = False
+        self._holders = 0
+        self._told_meanwhile = False
         self._reaps_next: bool | None = None  # None: nothing was reaped in this turn
         self._others: asyncio.TimerHandle | None = None
 
@@ -93,19 +94,19 @@ class ChildSignals:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Nobody is reaped within it, but at its end."""
-        self._is_held = True
+        """Nobody is reaped within it, but at its end; it may lie in another."""
+        self._holders += 1
         try:
             yield
         finally:
-            self._is_held = False
-            if self._told_meanwhile:
+            self._holders -= 1
+            if self._told_meanwhile and not self._holders:
                 self._told_meanwhile = False
                 self.told()
 
     def told(self, pid: int = NOBODY) -> None:
         """Some have ended, `pid` among them: reap once a turn of the loop, however often that is told."""
-        if self._is_held:
+        if self._holders:
             self._told_meanwhile = True
         elif pid != NOBODY and self._take(pid):
             if self._others is None:

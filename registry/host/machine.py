@@ -10,7 +10,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -36,6 +36,7 @@ from registry.host import adoption, gate, hooks, notify, proc
 from registry.host.activation import CannotListen
 from registry.host.capabilities import Capabilities
 from registry.host.ends import ended
+from registry.host.gated import Wanted
 from registry.host.health import SHORTAGES, Attempt, Prober, RunCommand, Shortage
 from registry.host.hooks import Hook
 from registry.host.launch import DEFAULT_PATH, Launch, LaunchError, find_program, resolve
@@ -75,6 +76,7 @@ class Machine:
         self._surroundings = surroundings
         self._observe = observe
         self._memory = MemoryWatch(runner.memory, self._holds_too_much)
+        self._equipped_ahead: dict[tuple[str, int], tuple[Definition, Launch]] = {}
         self._heirs: dict[str, list[tuple[tuple[int, int], int]]] = {}
         self._reloads: set[asyncio.Task[None]] = set()
         self._capabilities = capabilities
@@ -96,10 +98,27 @@ class Machine:
         launch.env[proc.MARK] = self.mark(definition.name, run)
         return msgspec.structs.replace(launch, files_max=self._files_max)
 
+    @contextlib.asynccontextmanager
+    async def ahead(self, runs: Sequence[tuple[Definition, int]]) -> AsyncIterator[None]:
+        """Within the block `spawn` finds processes made for these; those that it was not asked for are undone."""
+        wanted = []
+        for definition, run in runs:
+            with contextlib.suppress(LaunchError):  # which is told when it is asked for
+                launch = self._equipped(definition, run)
+                wanted.append(Wanted((definition.name, run), launch, definition.logs))
+                self._equipped_ahead[definition.name, run] = definition, launch
+        try:
+            async with self._runner.ahead(wanted):
+                yield
+        finally:
+            self._equipped_ahead.clear()
+
     async def spawn(self, definition: Definition, run: int, digest: str) -> Observation:
         """Put a run behind its gate; one at a time."""
         try:
-            launch = self._equipped(definition, run)
+            known, launch = self._equipped_ahead.get((definition.name, run), (None, None))
+            if launch is None or known is not definition:
+                launch = self._equipped(definition, run)
             mark = self.mark(definition.name, run)
             spawned = await self._runner.spawn(definition.name, run, mark, launch, definition.logs)
         except LaunchError as error:

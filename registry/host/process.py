@@ -12,7 +12,7 @@ import contextlib
 import os
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -26,6 +26,7 @@ from registry.host.child_signals import ChildSignals
 from registry.host.clock import NS, mono_ns
 from registry.host.commands import Commands
 from registry.host.ends import ended, usage_of
+from registry.host.gated import GatedProcesses, Wanted
 from registry.host.kept import Kept, OutputKeeper
 from registry.host.launch import Launch, LaunchError
 from registry.host.members import Groups, Process, owner_of
@@ -59,13 +60,13 @@ class Runner:
         spawning: Spawning,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._gates = gate.prepare(folder, native=capabilities.native_gate)
         self._capabilities = capabilities
-        self._setpriv = find_setpriv() if capabilities.setpriv else None
         self._groups = Groups(capabilities)
-        self._spawning = spawning
         self._kept = Kept(folder, keeper)
-        self._commands = Commands(folder, self._spawn_command, self._kept.fifo, self._groups.led)
+        gates = gate.prepare(folder, native=capabilities.native_gate)
+        setpriv = find_setpriv() if capabilities.setpriv else None
+        self._gated = GatedProcesses(gates, setpriv, self._kept, spawning)
+        self._commands = Commands(folder, self._gated.command, self._kept.fifo, self._groups.led)
         self._signals = ChildSignals(self._take_named, self.reap, by_signalfd=capabilities.signalfd)
         self._observe = observe
         self._processes: dict[tuple[str, int], Process] = {}
@@ -88,6 +89,14 @@ class Runner:
         for process in list(self._processes.values()):
             self._forget(process)
 
+    @contextlib.asynccontextmanager
+    async def ahead(self, wanted: Sequence[Wanted]) -> AsyncIterator[None]:
+        """Within the block `spawn` finds these made; those that it was not asked for are undone at its end."""
+        # who is made there, and has ended, would be nobody's
+        with self._signals.held():
+            async with self._gated.ahead(wanted):
+                yield
+
     async def spawn(
         self, service: str, run: int, mark: str, launch: Launch, logs: Logs | None
     ) -> Spawned:
@@ -100,7 +109,7 @@ class Runner:
     async def _spawn(
         self, service: str, run: int, mark: str, launch: Launch, logs: Logs | None
     ) -> Spawned:
-        gated, output = await self._spawn_kept(launch, logs)
+        gated, output = await self._gated.make((service, run), launch, logs)
         process = Process(
             service=service,
             run=run,
@@ -124,24 +133,6 @@ class Runner:
             if output is not None:
                 os.close(output)
         return Spawned(gated.pid, process.start_time)
-
-    def _spawn_command(self, launch: Launch, stdin: int | None, output: str) -> gate.Gated:
-        with gate.approach(self._gates, launch, self._setpriv, output, stdin) as made:
-            return made.gated(self._spawning.do(made.spawn, made.fds))
-
-    async def _spawn_kept(self, launch: Launch, logs: Logs | None) -> tuple[gate.Gated, int | None]:
-        """The process, and our end of its output."""
-        if logs is None:
-            return await self._spawn_gated(launch, os.devnull), None
-        try:
-            with self._kept.fifo(launch.uid) as (path, output):
-                return await self._spawn_gated(launch, path), output
-        except OSError as error:
-            raise gate.refusal(error) from None
-
-    async def _spawn_gated(self, launch: Launch, output: str) -> gate.Gated:
-        with gate.approach(self._gates, launch, self._setpriv, output) as made:
-            return made.gated(await self._spawning.do_meanwhile(made.spawn, made.fds))
 
     def _identify(self, process: Process) -> None:
         """Note what the process is known by when we are gone. Raises OSError."""

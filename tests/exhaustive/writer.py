@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,6 +54,10 @@ class Writer:
     def now(self) -> ev.Now:
         """Both clocks."""
         return ev.Now(self._now_ns, self._now_ns)
+
+    def ahead(self, runs: Sequence[tuple[Definition, int]]) -> AbstractAsyncContextManager[None]:
+        """Nothing is made before it is asked for."""
+        return nullcontext()
 
     async def spawn(self, definition: Definition, run: int, digest: str) -> inp.Observation:
         """Put a process behind its gate, or refuse."""

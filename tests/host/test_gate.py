@@ -87,7 +87,7 @@ async def test_nothing_of_the_service_executes_before_the_gate_opens(host, tmp_p
 
 @pytest.mark.parametrize("path", [gate.GATE, native_gate.FOLDER])
 async def test_a_gate_that_somebody_has_removed_is_made_again(host, path):
-    folder = Path(host.runner._gates.shell).parent
+    folder = Path(host.runner._gated.gates.shell).parent
     removed = folder / path
     if removed.is_dir():
         shutil.rmtree(removed)
@@ -300,8 +300,8 @@ async def test_a_service_has_exactly_its_environment(host, shell, given, tmp_pat
     named = tmp_path / "bin"
     named.mkdir()
     (named / gate.GATE).symlink_to(shell)
-    gates = msgspec.structs.replace(host.runner._gates, shell=str(named / gate.GATE))
-    monkeypatch.setattr(host.runner, "_gates", gates)
+    gates = msgspec.structs.replace(host.runner._gated.gates, shell=str(named / gate.GATE))
+    monkeypatch.setattr(host.runner._gated, "gates", gates)
     monkeypatch.setenv("OURS", "not the service's")
     pid = host.script(STOP_READY, env=given)
     assert await host.line() == "ready"
@@ -314,7 +314,7 @@ async def test_values_of_variables_are_on_no_command_line(host):
         os.sched_yield()  # the gate is still being set up
     assert b"hunter2" not in command_line
     # but for names that a shell does not take
-    assert (b"odd.name=seen" in command_line) is (host.runner._gates.native is None)
+    assert (b"odd.name=seen" in command_line) is (host.runner._gated.gates.native is None)
 
 
 async def test_a_service_runs_as_its_user_and_can_reopen_its_output(host):
@@ -554,8 +554,8 @@ async def test_output_reaches_the_keeper_through_a_fifo_without_a_name(host):
 
 async def test_no_such_gate_leaves_nothing_behind(host, monkeypatch):
     before = open_descriptors()
-    native = host.runner._gates.native and "/no/such/gate"
-    monkeypatch.setattr(host.runner, "_gates", gate.Gates("/no/such/shell", native))
+    native = host.runner._gated.gates.native and "/no/such/gate"
+    monkeypatch.setattr(host.runner._gated, "gates", gate.Gates("/no/such/shell", native))
     with pytest.raises(LaunchError) as raised:
         host.spawn(SH, "-c", "exit 0")
     assert raised.value.reason is Reason.EXEC_FAILED

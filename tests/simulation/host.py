@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -106,6 +107,10 @@ class SimulatedHost:
         self._kernel.ended = self._ended
 
     # --- starting ---------------------------------------------------------------------------------
+
+    def ahead(self, runs: Sequence[tuple[Definition, int]]) -> AbstractAsyncContextManager[None]:
+        """Nothing is made before it is asked for."""
+        return nullcontext()
 
     async def spawn(self, definition: Definition, run: int, digest: str) -> inp.Observation:
         """Put a process behind its gate: SpawnSucceeded or SpawnRefused."""
