@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import aiosqlite
 
@@ -21,7 +22,7 @@ from registry.journal import anchor, snapshots, views
 from registry.journal.anchor import Anchor
 from registry.journal.errors import JournalDamaged, JournalError
 from registry.journal.opening import refuse_stranger
-from registry.journal.rows import NO_HASH, to_record, to_rows
+from registry.journal.rows import NO_HASH, Row, to_record, to_rows
 from registry.journal.schema import (
     CREATE,
     MIGRATIONS,
@@ -196,6 +197,12 @@ class Journal:
         """
         if not records:
             return
+        if (
+            not self._waiting and not self._appending.locked()
+        ):  # alone, as a rule: a task would take two turns more
+            async with self._appending:
+                await self._append(records)
+            return
         loop = asyncio.get_running_loop()
         self._waiting.append((records, committed := loop.create_future()))
         if len(self._waiting) == 1:
@@ -238,8 +245,21 @@ class Journal:
             raise JournalError(
                 f"cannot write to the journal {self.path}: {complaint_of(error)}"
             ) from None
+        except asyncio.CancelledError:
+            await _to_its_end(self._follow(rows, records))
+            raise
+        self._appended(rows, records)
+
+    def _appended(self, rows: Sequence[Row], records: Sequence[Record]) -> None:
         self.seq, self.hash = rows[-1][0], rows[-1][-1]
         self._note_times(records)
+
+    async def _follow(self, rows: Sequence[Row], records: Sequence[Record]) -> None:
+        """A cancelled wait has not cancelled the statement: it was carried out all the same, or has failed."""
+        seq, hash_ = rows[-1][0], rows[-1][-1]
+        found = await self._writer.execute_fetchall("SELECT hash FROM events WHERE seq = ?", (seq,))
+        if [tuple(row) for row in found] == [(hash_,)]:
+            self._appended(rows, records)
 
     async def read(
         self,
@@ -391,6 +411,15 @@ def _lengthen(wal: Path) -> None:
         file.write(bytes(max(0, WAL_BYTES_READY - length)))
         file.flush()
         os.fsync(file.fileno())
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for it, however often that is cancelled."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.shield(task)
+    task.result()
 
 
 async def _number(connection: aiosqlite.Connection, question: str) -> int:
