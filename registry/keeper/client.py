@@ -157,7 +157,7 @@ class Keeper:
         self._ready_at_s = 0.0
         self._delay_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._later: asyncio.TimerHandle | None = None
+        self._later: asyncio.Handle | None = None
         self._pid: int | None = None
         self._pidfd: int | None = None
         self._first: asyncio.Future[Found] | None = None
@@ -535,10 +535,12 @@ class Keeper:
         if len(self._pending) >= TOGETHER_MAX:
             self._flush()
             return
-        due_s = self._loop.time() + delay_s
-        if self._later is None or due_s < self._later.when():
+        if self._later is None or not delay_s:
             self._let_be()
-            self._later = self._loop.call_at(due_s, self._flush)
+            loop = self._loop
+            self._later = (
+                loop.call_later(delay_s, self._flush) if delay_s else loop.call_soon(self._flush)
+            )
 
     def _enqueue(self, item: Outgoing) -> bool:
         """Whether `item` is to be sent now or later."""
