@@ -100,15 +100,18 @@ class GatedProcesses:
     @contextlib.contextmanager
     def _way(self, launch: Launch, logs: Logs | None) -> Iterator[tuple[gate.Approach, int | None]]:
         """Within the block a process is to be made; what was opened for it is closed where the block fails."""
-        with contextlib.ExitStack() as opened:
-            path, output = os.devnull, None
-            if logs is not None:
-                try:
-                    path, output = opened.enter_context(self._kept.fifo(launch.uid))
-                except OSError as error:
-                    raise gate.refusal(error) from None
-            approach = gate.approach(self.gates, launch, self._setpriv, path)
-            yield opened.enter_context(approach), output
+        if logs is None:
+            with gate.approach(self.gates, launch, self._setpriv, os.devnull) as approach:
+                yield approach, None
+            return
+        try:
+            with (
+                self._kept.fifo(launch.uid) as (path, output),
+                gate.approach(self.gates, launch, self._setpriv, path) as approach,
+            ):
+                yield approach, output
+        except OSError as error:
+            raise gate.refusal(error) from None
 
 
 def _spawn_each(approaches: Sequence[gate.Approach]) -> Callable[..., list[int | OSError]]:
