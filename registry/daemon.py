@@ -45,7 +45,7 @@ from registry.host.clock import Clock
 from registry.host.health import Attempt, Prober
 from registry.host.heap import Heap
 from registry.host.hooks import Hook, Hooks
-from registry.host.launch import Launch, LaunchError
+from registry.host.launch import Launch, LaunchError, look_up_again
 from registry.host.machine import Machine, phase
 from registry.host.process import Runner
 from registry.host.spawning import Spawning
@@ -149,6 +149,7 @@ class Daemon:
                     tasks.create_task(work)
                     for work in (
                         self._narrate(),
+                        self._warn(),
                         self._endings.run(),
                         self._apply_when_asked(),
                         *([self._watch_files()] if self._watches else []),
@@ -319,7 +320,6 @@ class Daemon:
         found = await self._keeper.connect()
         await self._recover(beginning, found)
         self._runner.listen()
-        self._warn()  # not before: what runs need not wait for it
         await self._server.start()
 
     def _build_keeper(self, stack: AsyncExitStack) -> None:
@@ -335,11 +335,6 @@ class Daemon:
         )
         stack.callback(self._leave_keeper)
         self._keeper.reach()
-
-    def _warn(self) -> None:
-        for complaint in machine_complaints(self._starting, os.environ):
-            if complaint.key != "registry.socket":  # that one is an error in a moment
-                _log.warning("%s", complaint)
 
     def _build_host(
         self, stack: AsyncExitStack, capabilities: Capabilities, journal_id: str
@@ -467,6 +462,7 @@ class Daemon:
     def _take_up(self, config: Config) -> None:
         """A new configuration is in force from here on."""
         self._machine.environments = config.environments
+        look_up_again()
         self._hooks.set(_hooks_of(config))
         self._access.set(_granted(config.access))
 
@@ -501,6 +497,17 @@ class Daemon:
                 self._mind_essentials(minded)
             minded = self._registry.as_of
             await self._registry.next_commit()
+
+    async def _warn(self) -> None:
+        """Say what this machine lacks; neither services nor we have waited for that to be looked for."""
+        try:
+            complaints = await asyncio.to_thread(machine_complaints, self._starting, os.environ)
+        except Exception:  # no thread to be had, say: what runs goes on
+            _log.exception("What services lack here could not be looked for")
+            return
+        for complaint in complaints:
+            if complaint.key != "registry.socket":  # else we would not be here
+                _log.warning("%s", complaint)
 
     async def _tell_new(self) -> None:
         while (records := self._registry.recent_since(self._told)) is None:

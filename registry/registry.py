@@ -247,7 +247,7 @@ class Registry:
         self._is_deciding = True
         async with self._ahead(batch):
             for item in batch:
-                if item.answer is not None and self.degraded_since_ns is not None:
+                if item.answer is not None and self._refuses(item):
                     _answer(item.answer, Unavailable(self.trouble))
                     continue
                 decided = await self._decide(item)
@@ -274,9 +274,15 @@ class Registry:
         """Where several runs are about to begin, their processes are made at once: that takes each half as long."""
         if len(batch) == 1:
             return nullcontext()
-        steps = [item.steps[0] for item in batch if len(item.steps) == 1]
-        runs = [run for name, given in steps if (run := self._foreseen(name, given)) is not None]
+        steps = [i.steps[0] for i in batch if len(i.steps) == 1 and not self._refuses(i)]
+        # of two for one service, both of which would begin the run, the first will
+        foreseen = {name: run for name, given in steps if (run := self._foreseen(name, given))}
+        runs = list(foreseen.values())
         return self._host.ahead(runs) if len(runs) > 1 else nullcontext()
+
+    def _refuses(self, item: _Item) -> bool:
+        """A command, where it could not be journaled."""
+        return item.answer is not None and self.degraded_since_ns is not None
 
     def _foreseen(self, name: str, given: inp.Input) -> tuple[Definition, int] | None:
         """The run that a decision will ask for, unless another one before it changes that."""

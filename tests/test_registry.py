@@ -444,6 +444,28 @@ async def test_of_several_that_start_processes_are_made_ahead(made):
     assert not any(what[0] == "ahead" for what in host.done)  # one alone gains nothing
 
 
+async def test_a_run_that_is_foreseen_twice_is_made_once(made):
+    registry, _journal, host = made
+    await registry.command([declared("a"), declared("b")])
+    host.done.clear()
+    for name in ("a", "b", "a", "b"):
+        registry.declare([(name, inp.Start())])
+    await reaches(registry, "b", State.RUNNING)
+    assert host.done[0] == ("ahead", ("a", 1), ("b", 1))
+
+
+async def test_what_will_be_refused_is_not_made_ahead(made):
+    registry, journal, host = made
+    await registry.command([declared("a"), declared("b")])
+    journal.broken = True
+    await crash(registry)
+    host.done.clear()
+    refused = [registry.command([(name, inp.Start(actor=ROOT))]) for name in ("a", "b")]
+    for answer in await asyncio.gather(*refused, return_exceptions=True):
+        assert isinstance(answer, Unavailable)
+    assert not any(what[0] in ("ahead", "spawn") for what in host.done)
+
+
 async def test_foresight_moves_nothing(made):
     registry, journal, _host = made
     await registry.command([declared("a"), declared("b")])

@@ -82,8 +82,9 @@ class ChildSignals:
         loop = asyncio.get_running_loop()
         block()
         loop.remove_signal_handler(signal.SIGCHLD)
-        # a thread may be about to tell Python of one: without any handler that would be a complaint on stderr
+        # a thread may be about to tell Python of one: without any handler by then that would be a complaint on stderr
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        signal.siginterrupt(signal.SIGCHLD, False)
         if self._descriptor is not None:
             loop.remove_reader(self._descriptor)
             os.close(self._descriptor)

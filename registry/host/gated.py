@@ -69,9 +69,15 @@ class GatedProcesses:
         with gate.approach(self.gates, launch, self._setpriv, output, stdin) as approach:
             return approach.gated(self._spawning.do(approach.spawn, approach.fds))
 
+    def has(self, key: Key) -> bool:
+        """Whether one was made ahead, and nobody has asked for it yet."""
+        return key in self._ahead
+
     @contextlib.asynccontextmanager
     async def ahead(self, wanted: Sequence[Wanted]) -> AsyncIterator[None]:
-        """Within the block `make` finds these made. What cannot be made ahead is tried again by it, and tells why."""
+        """Within the block `make` finds these made, one for each run. What cannot be made ahead is tried again by it,
+        and tells why.
+        """
         try:
             await self._make_ahead(wanted)
             yield

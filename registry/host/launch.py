@@ -308,8 +308,13 @@ def _own_entry() -> pwd.struct_passwd:
 
 @functools.cache
 def _entry_once_found(uid: int) -> pwd.struct_passwd:
-    """An entry that stays what it was at first: to look it up again would take a reading of the file each start."""
+    """An entry as it was when first found: to look it up again would take a reading of the file each start."""
     return pwd.getpwuid(uid)
+
+
+def look_up_again() -> None:
+    """Who the registry is may have other words in the user database than before."""
+    _entry_once_found.cache_clear()
 
 
 def _entry(definition: Definition) -> pwd.struct_passwd:

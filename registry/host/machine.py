@@ -116,9 +116,7 @@ class Machine:
     async def spawn(self, definition: Definition, run: int, digest: str) -> Observation:
         """Put a run behind its gate; one at a time."""
         try:
-            known, launch = self._equipped_ahead.get((definition.name, run), (None, None))
-            if launch is None or known is not definition:
-                launch = self._equipped(definition, run)
+            launch = self._launch_ahead(definition, run) or self._equipped(definition, run)
             mark = self.mark(definition.name, run)
             spawned = await self._runner.spawn(definition.name, run, mark, launch, definition.logs)
         except LaunchError as error:
@@ -128,6 +126,13 @@ class Machine:
         return SpawnSucceeded(
             run=run, pid=spawned.pid, start_time=spawned.start_time, digest=digest
         )
+
+    def _launch_ahead(self, definition: Definition, run: int) -> Launch | None:
+        """That of the process made ahead, unless it was made for another definition."""
+        foreseen = self._equipped_ahead.get((definition.name, run))
+        if foreseen is None or not self._runner.is_ahead(definition.name, run):
+            return None
+        return foreseen[1] if foreseen[0] is definition else None
 
     def _equipped(self, definition: Definition, run: int) -> Launch:
         launch = self._launch(definition, run)

@@ -94,9 +94,12 @@ def children(pid: int) -> Iterator[int]:
         threads = os.listdir(f"/proc/{pid}/task")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return
-    # the first thread's last: one that ends meanwhile leaves its children to that one
+    seen: set[int] = set()
+    # the first thread's last: one that ends meanwhile leaves its children to that one, which may list them again
     for thread in sorted(threads, key=lambda each: int(each) == pid):
-        yield from map(int, (_read(f"/proc/{pid}/task/{thread}/children") or b"").split())
+        listed = {*map(int, (_read(f"/proc/{pid}/task/{thread}/children") or b"").split())}
+        yield from sorted(listed - seen)
+        seen |= listed
 
 
 def all_pids() -> list[int]:

@@ -97,6 +97,10 @@ class Runner:
             async with self._gated.ahead(wanted):
                 yield
 
+    def is_ahead(self, service: str, run: int) -> bool:
+        """Whether a process for this run was made, and nobody has asked for it yet."""
+        return self._gated.has((service, run))
+
     async def spawn(
         self, service: str, run: int, mark: str, launch: Launch, logs: Logs | None
     ) -> Spawned:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import aiosqlite
 
@@ -65,6 +64,7 @@ class Journal:
         self._writer = writer
         self._reader = reader
         self._appending = asyncio.Lock()
+        self._unfollowed: tuple[Sequence[Row], Sequence[Record]] | None = None
         self._waiting: list[tuple[Sequence[Record], asyncio.Future[None]]] = []
         self._append_task: asyncio.Task[None] | None = None
 
@@ -238,28 +238,30 @@ class Journal:
         return None
 
     async def _append(self, records: Sequence[Record]) -> None:
-        rows = to_rows(records, self.hash)
         try:
+            if self._unfollowed is not None:
+                await self._follow(*self._unfollowed)
+            rows = to_rows(records, self.hash)
+            self._unfollowed = rows, records
             await self._writer.execute(*appending(rows))
         except UNREADABLE as error:
             raise JournalError(
                 f"cannot write to the journal {self.path}: {complaint_of(error)}"
             ) from None
-        except asyncio.CancelledError:
-            await _to_its_end(self._follow(rows, records))
-            raise
         self._appended(rows, records)
 
     def _appended(self, rows: Sequence[Row], records: Sequence[Record]) -> None:
         self.seq, self.hash = rows[-1][0], rows[-1][-1]
         self._note_times(records)
+        self._unfollowed = None
 
     async def _follow(self, rows: Sequence[Row], records: Sequence[Record]) -> None:
-        """A cancelled wait has not cancelled the statement: it was carried out all the same, or has failed."""
+        """What became of rows whose wait ended otherwise: where it is cancelled, the statement is not."""
         seq, hash_ = rows[-1][0], rows[-1][-1]
         found = await self._writer.execute_fetchall("SELECT hash FROM events WHERE seq = ?", (seq,))
         if [tuple(row) for row in found] == [(hash_,)]:
             self._appended(rows, records)
+        self._unfollowed = None
 
     async def read(
         self,
@@ -411,15 +413,6 @@ def _lengthen(wal: Path) -> None:
         file.write(bytes(max(0, WAL_BYTES_READY - length)))
         file.flush()
         os.fsync(file.fileno())
-
-
-async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Wait for it, however often that is cancelled."""
-    task = asyncio.ensure_future(work)
-    while not task.done():
-        with suppress(asyncio.CancelledError):
-            await asyncio.shield(task)
-    task.result()
 
 
 async def _number(connection: aiosqlite.Connection, question: str) -> int:

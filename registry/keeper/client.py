@@ -194,8 +194,8 @@ class Keeper:
         pidfd: int | None,
         log: LogTarget | None,
     ) -> None:
-        """Have the run's output moved to `log` and its pidfd kept, from the end of this turn of the loop on, or from
-        `flush`. The caller keeps his descriptors.
+        """Have the run's output moved to `log` and its pidfd kept, from the next turn of the loop or `flush` on. The
+        caller keeps his descriptors.
 
         Without `output_fd` a run that is kept already gets another pidfd and nothing else: its main
         process is another one. Raises OSError when no descriptor is free for our own copies.
@@ -209,7 +209,7 @@ class Keeper:
 
     def flush(self) -> None:
         """Send what would wait for the end of this turn of the loop."""
-        if self._pending:
+        if self._pending and not self._waits_for_room:
             self._flush()
 
     def redirect(self, service: str, run: int, log: LogTarget) -> None:
@@ -525,12 +525,12 @@ class Keeper:
 
     def _post(self, item: Outgoing) -> None:
         """Send a message. While no keeper is there it follows from what is held."""
-        if self._enqueue(item):
+        if self._enqueue(item) and not self._waits_for_room:
             self._flush()
 
     def _post_within(self, item: Outgoing, delay_s: float) -> None:
         """The same where nobody waits for it: with others, for whom the keeper wakes once."""
-        if not self._enqueue(item):
+        if not self._enqueue(item) or self._waits_for_room:
             return
         if len(self._pending) >= TOGETHER_MAX:
             self._flush()

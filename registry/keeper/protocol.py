@@ -1,7 +1,7 @@
 """What daemon and keeper say to each other: one JSON object a line, descriptors beside it.
 
-Every message is sent by one sendmsg together with its descriptors and says how many ("fds"). The
-protocol only grows: unknown messages and unknown keys are ignored. Both sides are of one user:
+Every message is sent by one sendmsg together with its descriptors, perhaps with others and theirs, and says
+how many ("fds"). The protocol only grows: unknown messages and unknown keys are ignored. Both sides are of one user:
 the socket's mode is 0600, and the peer's uid, told by the kernel, must be ours or root's.
 
 daemon to keeper: hello {version}, keep {service, run, output, pidfd, log}, release {service, run},
@@ -145,7 +145,9 @@ class Channel:
         if len(self._received) > LINE_MAX:
             raise ConnectionError(f"a message is longer than {LINE_MAX} bytes")
         messages = [parsed for line in lines if (parsed := self._parse(line)) is not None]
-        if not self._received:
+        if (
+            not self._received and len(data) < LINE_MAX
+        ):  # else more of those sent together may follow
             self._close_unclaimed()
         return messages
 

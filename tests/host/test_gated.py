@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from registry.core.inputs import ProcessExited
+from registry.core.definition import Definition
+from registry.core.inputs import ProcessExited, SpawnSucceeded
 from registry.host import gate, proc
 from registry.host.gated import Wanted
 from registry.host.launch import LaunchError
+from registry.host.machine import Machine
 from registry.logs.target import LogTarget
 from tests.coroutines import at_once
 from tests.host.conftest import LOGS, SH, Host
@@ -75,15 +79,43 @@ async def test_what_nobody_asks_for_is_undone(host, gone, tmp_path):
     await host.next()
     host.keeper.drop("s", 2)
     assert open_descriptors() == descriptors
-    assert os.listdir(host.folder) == sorted({*os.listdir(host.folder)} - {"output.0", "output.1"})
+    assert not {"output.0", "output.1"} & {*os.listdir(host.folder)}
 
 
 async def test_another_launch_than_the_one_foreseen_gets_a_process_of_its_own(host, gone):
     foreseen, meant = wanted(host, 1, "exit 3"), wanted(host, 1, "exit 4")
     async with host.runner.ahead([foreseen, wanted(host, 2)]):
-        made = {*children()}
+        made = at_gates()
         assert spawn(host, meant) not in made
+    for pid in made:
+        await gone(pid)
     assert host.runner.open_gate("s", 1)
+    assert (await host.next()).exit_code == 4
+
+
+async def test_a_definition_that_is_another_by_then_gets_a_process_of_its_own(host):
+    around = SimpleNamespace(begin=lambda *_run: None, equip=lambda _definition, launch: launch)
+    machine = Machine(
+        runner=host.runner,
+        prober=cast(Any, None),
+        surroundings=cast(Any, around),
+        observe=host._observe,
+        capabilities=host.capabilities,
+        journal_id=host.mark().partition("/")[0],
+        environments={},
+        socket_path="",
+    )
+    before, after = (
+        Definition(name, (SH, "-c", f"exit {code}")) for name, code in (("s", 3), ("s", 4))
+    )
+    other = Definition("other", (SH, "-c", "exit 0"))
+    async with machine.ahead([(before, 1), (other, 1)]):
+        made = at_gates()
+        assert len(made) == 2
+        spawned = [await machine.spawn(each, 1, "digest") for each in (after, other)]
+    pids = [each.pid for each in spawned if isinstance(each, SpawnSucceeded)]
+    assert [pid in made for pid in pids] == [False, True]
+    assert machine.open_gate("s", 1)
     assert (await host.next()).exit_code == 4
 
 

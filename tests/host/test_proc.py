@@ -74,6 +74,13 @@ def test_the_children_of_a_thread_that_ends_while_they_are_listed_are_those_of_t
     assert made[0] in listed
 
 
+def test_a_child_that_two_threads_list_is_one(monkeypatch):
+    lists = {"children": b"7 8 "}
+    monkeypatch.setattr(os, "listdir", lambda _path: ["5", "6"])
+    monkeypatch.setattr(proc, "_read", lambda path: lists[path.rpartition("/")[2]])
+    assert list(proc.children(5)) == [7, 8]
+
+
 def test_a_zombie_tells_how_it_ended():
     pid = os.posix_spawn("/bin/sh", ["sh", "-c", "exit 42"], {})
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
