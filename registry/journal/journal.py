@@ -64,6 +64,7 @@ class Journal:
         self._writer = writer
         self._reader = reader
         self._appending = asyncio.Lock()
+        self._had_company = False
         self._unfollowed: tuple[Sequence[Row], Sequence[Record]] | None = None
         self._waiting: list[tuple[Sequence[Record], asyncio.Future[None]]] = []
         self._append_task: asyncio.Task[None] | None = None
@@ -197,10 +198,10 @@ class Journal:
         """
         if not records:
             return
-        if (
-            not self._waiting and not self._appending.locked()
-        ):  # alone, as a rule: a task would take two turns more
-            async with self._appending:
+        if not self._had_company and not self._waiting and not self._appending.locked():
+            async with (
+                self._appending
+            ):  # alone, as a rule: a task would take two turns of the loop more
                 await self._append(records)
             return
         loop = asyncio.get_running_loop()
@@ -214,6 +215,9 @@ class Journal:
         """Commit what waits by now; who comes meanwhile is committed next, all of them together."""
         async with self._appending:
             batch, self._waiting = self._waiting, []
+            self._had_company = (
+                len(batch) > 1
+            )  # of many who wait for each the first to come would go alone
             failure = await self._failure([each for records, _ in batch for each in records])
             for records, committed in batch:
                 if (

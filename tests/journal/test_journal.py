@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -213,6 +214,29 @@ async def test_appends_from_two_tasks_are_in_order(opened, path, beats):
     await asyncio.gather(*(journal.append(beats(first, 5)) for first in range(1, 101, 5)))
     assert journal.seq == 100
     assert verdict(path) == (100, journal.hash, None)
+
+
+async def test_who_appends_with_others_goes_on_with_them(opened, beats):
+    journal, rounds, commits = await opened(), 20, []
+    execute = journal._writer.execute
+
+    def counted(*statement):
+        commits.append(statement)
+        return execute(*statement)
+
+    journal._writer.execute = counted
+    numbers = itertools.count(1)
+
+    async def produce():
+        for _ in range(rounds):
+            await journal.append(beats(next(numbers), 1))
+
+    await asyncio.gather(*(produce() for _ in range(10)))
+    assert journal.seq == 10 * rounds
+    assert len(commits) <= rounds + 2  # one alone, then all of each round
+    await journal.append(beats(next(numbers), 1))
+    await journal.append(beats(next(numbers), 1))
+    assert not journal._had_company
 
 
 async def test_an_append_whose_caller_was_cancelled_is_written_and_followed(opened, path, beats):
