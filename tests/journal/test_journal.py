@@ -239,14 +239,19 @@ async def test_who_appends_with_others_goes_on_with_them(opened, beats):
     assert not journal._had_company
 
 
-async def test_an_append_whose_caller_was_cancelled_is_written_and_followed(opened, path, beats):
-    journal = await opened()
-    await journal.append(beats(1, 1))
-    caller = asyncio.create_task(journal.append(beats(2, 3)))
-    await asyncio.sleep(0)  # it has begun
+async def cancelled(append):
+    """An append whose caller is cancelled once it has begun."""
+    caller = asyncio.create_task(append)
+    await asyncio.sleep(0)
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
+
+
+async def test_an_append_whose_caller_was_cancelled_is_written_and_followed(opened, path, beats):
+    journal = await opened()
+    await journal.append(beats(1, 1))
+    await cancelled(journal.append(beats(2, 3)))
     await journal.append(beats(5, 1))
     assert journal.seq == 5
     assert verdict(path) == (5, journal.hash, None)
@@ -254,12 +259,8 @@ async def test_an_append_whose_caller_was_cancelled_is_written_and_followed(open
 
 async def test_one_that_is_cancelled_while_it_follows_another_is_not_begun(opened, path, beats):
     journal = await opened()
-    for first in (1, 3):
-        caller = asyncio.create_task(journal.append(beats(first, 2)))
-        await asyncio.sleep(0)
-        caller.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await caller
+    await cancelled(journal.append(beats(1, 2)))
+    await cancelled(journal.append(beats(3, 2)))
     await journal.append(beats(3, 1))
     assert verdict(path) == (3, journal.hash, None)
 
@@ -267,11 +268,7 @@ async def test_one_that_is_cancelled_while_it_follows_another_is_not_begun(opene
 async def test_what_is_cancelled_and_fails_has_not_been_appended(opened, path, beats):
     journal = await opened()
     await journal.append(beats(1, 2))
-    caller = asyncio.create_task(journal.append(beats(2, 1)))
-    await asyncio.sleep(0)
-    caller.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await caller
+    await cancelled(journal.append(beats(2, 1)))
     await journal.append(beats(3, 1))
     assert verdict(path) == (3, journal.hash, None)
 
