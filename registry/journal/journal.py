@@ -199,9 +199,8 @@ class Journal:
         if not records:
             return
         if not self._had_company and not self._waiting and not self._appending.locked():
-            async with (
-                self._appending
-            ):  # alone, as a rule: a task would take two turns of the loop more
+            # alone, as a rule: a task would take two turns of the loop more
+            async with self._appending:
                 await self._append(records)
             return
         loop = asyncio.get_running_loop()
@@ -215,17 +214,14 @@ class Journal:
         """Commit what waits by now; who comes meanwhile is committed next, all of them together."""
         async with self._appending:
             batch, self._waiting = self._waiting, []
-            self._had_company = (
-                len(batch) > 1
-            )  # of many who wait for each the first to come would go alone
+            # of many who append again and again the first to come would go alone
+            self._had_company = len(batch) > 1
             failure = await self._failure([each for records, _ in batch for each in records])
             for records, committed in batch:
-                if (
-                    failure is not None and len(batch) > 1
-                ):  # whose fault it is does the others no harm
+                failed = failure
+                if failure is not None and len(batch) > 1:
+                    # whose fault it is does the others no harm
                     failed = await self._failure(records)
-                else:
-                    failed = failure
                 if committed.done():  # nobody waits any more
                     continue
                 if failed is None:

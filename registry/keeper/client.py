@@ -54,7 +54,7 @@ LEAVE_S = 1.0
 """How long is waited for a keeper that is busy to take what is said last."""
 
 LATER_S = 0.1
-"""How long a message that nobody is waiting for may wait for others: a third less of a restart."""
+"""How long a message that nobody needs may wait for others: one wake-up of the keeper is a third less of a restart."""
 
 TOGETHER_MAX = 16
 """Messages after which none waits for others."""
