@@ -74,11 +74,12 @@ health_check = "http://localhost:8000/health"
             "Failed",
             "program_missing",
         )
-    told = box.errors.read_text()
-    assert told.count("[WARN]") == 2
     place = "[WARN] etc/services.toml:7: service 'auth-service': cmd: there is no program"
-    assert f"{place} {box.folder}/auth-service" in told
-    assert "Loaded 3 services from etc/services.toml" in told
+    box.wait_said(f"{place} {box.folder}/auth-service")
+    box.wait_said("[WARN] etc/services.toml:13: service 'plugin-manager': cmd: there is no program")
+    box.wait_said("Loaded 3 services from etc/services.toml")
+    assert box.stop() == 0
+    assert box.errors.read_text().count("[WARN]") == 2
 
 
 def test_list_services_from_a_shell(three):

@@ -62,9 +62,12 @@ def test_kill_9_of_the_keeper_under_output_loses_no_line_and_is_told(box):
     box.wait_for(lambda: box.log("count").endswith("\n"), "the last line is whole")
     numbers = box.log("count").split()
     assert numbers == [str(n) for n in range(1, len(numbers) + 1)]
-    told = [line for line in box.errors.read_text().splitlines() if "keeper" in line]
-    assert len(told) >= 3
-    assert all(line.startswith("[WARN] keeper") and "starting another" in line for line in told)
+
+    def told() -> list[str]:
+        return [line for line in box.errors.read_text().splitlines() if "keeper" in line]
+
+    box.wait_for(lambda: len(told()) >= 3, "each death is told")
+    assert all(line.startswith("[WARN] keeper") and "starting another" in line for line in told())
     assert "Traceback" not in box.errors.read_text()
 
 

@@ -266,9 +266,8 @@ def test_a_copy_of_a_running_registrys_journal_is_another_registry(box, second):
         assert record["pid"] != pid, "it has a run of its own"
         assert copy.events(name, "adopted") == []
         assert [event["run"] for event in copy.events(name, "lost")] == [1]
-    said = copy.errors.read_text()
-    assert "[WARN]" in said
-    assert str(box.journal) in said
+    copy.wait_said("[WARN]")
+    copy.wait_said(str(box.journal))
     for action in ("restart", "stop"):
         for name in pids:
             copy.data(action, service=name, wait=True)
