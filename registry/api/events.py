@@ -80,7 +80,7 @@ class Events:
         """A page, or with `follow` pages without an end. Raises ApiError."""
         _refuse_strange_types(params.type)
         names = await self._whose(params.service)
-        await self._refuse_gone(params.since)
+        await self._refuse_unknown(params.since)
         if params.follow:
             return self._follow(params, names)
         limit, last = min(max(params.limit, 0), PAGE), self._journal.seq
@@ -90,8 +90,10 @@ class Events:
             params, page, (page[-1].seq if page else params.since) if is_cut else last
         )
 
-    async def _refuse_gone(self, since: int) -> None:
-        """Whoever has seen event `since` must not miss the one that followed it."""
+    async def _refuse_unknown(self, since: int) -> None:
+        """Whoever has seen event `since` must not miss the one that followed it, nor take us for whom he saw it of."""
+        if since > self._journal.seq:
+            raise _not_yet(since, self._journal.seq)
         following = await self._journal.read(since=since, limit=1) if since > 0 else []
         if following and following[0].seq != since + 1:
             raise _gone(since, following[0].seq, self._journal.seq)
@@ -135,8 +137,6 @@ class Events:
             seq = self._journal.seq
             newest = await self._read(params, names, PAGE)
             page = _encoded([record for record in newest if record.seq <= seq])
-        elif seq > self._journal.seq:
-            raise _not_yet(seq, self._journal.seq)
         else:
             seq, page, _is_full = await self._page_after(seq, params, names)
         yield _events_page(params, page, seq)

@@ -184,7 +184,7 @@ def _completed(circlectl, monkeypatch, words):
 
 @pytest.mark.parametrize("arguments", [("--help",), ("list",), ("status", "web")])
 def test_no_question_loads_what_only_the_registry_needs(fake, record, arguments) -> None:
-    fake.answers = {"list_services": [[record()]], "status": [record()]}
+    fake.answers |= {"list_services": [[record()]], "status": [record()]}
     program = """
 import sys
 from circlectl import cli

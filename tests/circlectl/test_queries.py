@@ -189,12 +189,16 @@ def test_status_without_names_says_when_all_is_well(fake, circlectl, record) -> 
 
 def test_status_says_that_the_journal_cannot_be_written(fake, circlectl, record) -> None:
     fake.answers |= {"list_services": [[record()]], "version": [{"degraded_since": OLD}]}
+    fake.answers["status"] = [record()]
     said = f"circlectl: journal degraded since {OLD}, not crash-safe: commands are refused\n"
-    assert circlectl("status").err == said
+    ended = circlectl("status")
+    assert ended.err == said
+    assert ended.out.startswith("1 service: 1 Running\nevery service is well, the journal is not\n")
+    assert circlectl("status", "web").err == said
 
 
 def test_status_all_shows_every_service(fake, circlectl, record) -> None:
-    fake.answers = {"list_services": [[record(), record("db")]], "status": [record()]}
+    fake.answers |= {"list_services": [[record(), record("db")]], "status": [record()]}
     circlectl("status", "all")
     assert [request["service"] for request in fake.asked("status")] == ["web", "db"]
 

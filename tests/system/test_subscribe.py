@@ -146,8 +146,9 @@ def test_who_has_seen_more_than_there_is_is_told_so(box):
     box.start()
     box.wait_status("a", "Running")
     last = box.data("events", since=-1)[0]["seq"]
-    error = box.ask("events", since=last + 1, follow=True)["error"]
-    assert (error["code"], error["data"]) == ("out_of_range", {"first": None, "last": last})
+    for more in ({}, {"follow": True}, {"service": "a", "seen": True}):
+        error = box.ask("events", since=last + 1, **more)["error"]
+        assert (error["code"], error["data"]) == ("out_of_range", {"first": None, "last": last})
     with Client(str(box.socket)) as client, pytest.raises(RegistryError) as refused:
         next(client.stream("events", since=10**6, follow=True))
     assert refused.value.code == "out_of_range"

@@ -138,13 +138,13 @@ def status(session: Session, names: tuple[str, ...], at: str | None) -> int:
       circlectl status web --at 03:14
       circlectl status web >/dev/null || circlectl start web
     """
+    is_written = at is not None or _is_journal_written(session)
     if not names:
         records, then = _records(session, at)
-        session.show(records, lambda: _dated(then, _summary(session.screen, records, _seen(then))))
-        if at is not None:
-            return exits.WELL
-        if since := session.call("version").get("degraded_since"):
-            note(f"journal degraded since {escaped(since)}, not crash-safe: commands are refused")
+        session.show(
+            records,
+            lambda: _dated(then, _summary(session.screen, records, _seen(then), is_written)),
+        )
         return exits.WELL
     found, unknown = _found(session, names, at)
     if found:
@@ -249,6 +249,14 @@ def _why(screen: Screen, answer: Record) -> Iterator[str]:
         yield line[:indent] + screen.wrapped(indent + 2 * bool(indent), text)
 
 
+def _is_journal_written(session: Session) -> bool:
+    """Whether what happens is on disk; that it is not concerns every service, and is said."""
+    since = session.call("version").get("degraded_since")
+    if since:
+        note(f"journal degraded since {escaped(since)}, not crash-safe: commands are refused")
+    return not since
+
+
 def _found(
     session: Session, names: Sequence[str], at: str | None
 ) -> tuple[list[Record], list[RegistryError]]:
@@ -305,7 +313,9 @@ def _neighbours(session: Session, records: list[Record], at: str | None) -> dict
     return {each["name"]: each for each in _records(session, at)[0]}
 
 
-def _summary(screen: Screen, records: list[Record], at: datetime) -> Iterator[str]:
+def _summary(
+    screen: Screen, records: list[Record], at: datetime, is_written: bool
+) -> Iterator[str]:
     if not records:
         yield NO_SERVICES
         return
@@ -313,7 +323,10 @@ def _summary(screen: Screen, records: list[Record], at: datetime) -> Iterator[st
     total = f"{len(records)} service{'' if len(records) == 1 else 's'}"
     yield f"{total}: {', '.join(f'{count} {escaped(state)}' for state, count in counts)}"
     ill = [record for record in records if not words.is_well(record)]
-    yield "not well:" if ill else "all is well"
+    if ill:
+        yield "not well:"
+    else:
+        yield "all is well" if is_written else "every service is well, the journal is not"
     for record in ill:
         yield f"  {screen.bold(escaped(record['name']))}: {_trouble(screen, record, at)}"
     yield ""
