@@ -10,7 +10,7 @@ from registry.core import events as ev
 from registry.core.definition import Definition
 from registry.core.service import Service, evolve, restored
 
-FOLD = 1
+FOLD = 2
 """Raised whenever the same events come to something else than before, or to more: what an earlier version kept of
 its fold does not count any more. tests/golden shows when.
 """

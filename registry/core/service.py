@@ -143,6 +143,9 @@ def _enter(service: Service, event: Any, record: ev.Record) -> None:
     if dest is not source or service.since_ns == 0:
         service.since_ns = record.at_ns
         service.moved_ns = record.mono_ns
+        service.cause = record.seq
+    elif type(event) not in (_ORDERS if source is _STOPPING else _BESIDE):
+        service.cause = record.seq
     if source is _STARTING is not dest:
         service.extended_ns = 0  # more time to start is not more time to stop
     elif source is _RUNNING is not dest and service.running_ns is not None:
@@ -156,7 +159,12 @@ def _enter(service: Service, event: Any, record: ev.Record) -> None:
         service.completed = True
     service.state = dest
     service.reason = event.reason
-    service.cause = record.seq
+
+
+_BESIDE = frozenset({ev.ResetRequested, ev.Redefined, ev.BecameUnhealthy})
+"""What leads to nothing where it leaves the state as it was: what led to that state still does."""
+_ORDERS = _BESIDE | {ev.StartRequested, ev.StopRequested, ev.RestartRequested}
+"""The same of a service that stops: it ends for what made it stop, whatever is to come of it then."""
 
 
 def _bind(service: Service, dest: State, reason: Reason) -> None:

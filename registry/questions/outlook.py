@@ -30,7 +30,8 @@ def next_of(service: Service, services: Services) -> Next | None:
         case State.RESTARTING:
             at = service.restart_at_ns
             due = rfc3339(at) if at is not None else None
-            return Next(f"it is started again, attempt {service.attempt} in a row", due)
+            again = f", attempt {service.attempt} in a row" if service.attempt else ""
+            return Next(f"it is started again{again}", due)
         case State.STARTING:
             return _next_of_start(service)
         case State.STOPPING:

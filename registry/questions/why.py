@@ -1,8 +1,8 @@
 """Why a service is where it is, or why an event happened: the chain of causes in sentences, newest first.
 
-Rule 1: "because" is said of recorded causes alone (the `cause` of an event), and of waiting that the rules impose
-(dependencies, stop timeouts, delays). Rule 2: what merely happened to a dependency shortly before is told as
-"meanwhile". Rule 3: what nobody recorded is not guessed at.
+Rule 1: "because" is said of recorded causes (the `cause` of an event), of orders that decided what came of it, and of
+waiting that the rules impose (dependencies, stop timeouts, delays); of nothing else. Rule 2: what merely happened to a
+dependency shortly before is told as "meanwhile". Rule 3: what nobody recorded is not guessed at.
 """
 
 from __future__ import annotations
@@ -82,8 +82,18 @@ def why_service(service: Service, services: Services, evidence: Evidence) -> Why
         chain=tuple(chain.seen),
         meanwhile=_meanwhile(service, chain, entered),
         said=_said(service, chain, evidence),
-        next=next_of(service, services),
+        next=_next(service, services, evidence),
     )
+
+
+def _next(service: Service, services: Services, evidence: Evidence) -> Next | None:
+    """What comes next, and whose word that is where it is not that of what made it stop."""
+    coming = next_of(service, services)
+    order = _latest_order(evidence.newest(service.name))
+    if coming is None or order is None or service.state is not State.STOPPING:
+        return coming
+    as_asked = f"{coming.sentence}, as asked{by(order.actor)} (event {order.seq})"
+    return msgspec.structs.replace(coming, sentence=printable(as_asked))
 
 
 def why_event(record: ev.Record, services: Services, evidence: Evidence) -> Why:
@@ -178,13 +188,49 @@ class _Chain:
         return entered
 
     def parent(self, record: ev.Record) -> ev.Record | None:
-        """The recorded cause of an event. That a check of a run succeeded is owed to that run's having been started."""
-        if record.cause is not None:
-            return self._evidence.record(record.cause)
-        event = record.event
-        if isinstance(event, ev.ProbeChanged) and event.ok and record.service is not None:
-            theirs = self._evidence.newest(record.service)
-            return next((r for r in theirs if _begins(r, record.run)), None)
+        """What led to an event: whoever ordered it, else its recorded cause."""
+        if record.service is not None and (decided := self._decided(record)) is not None:
+            return decided
+        return self._evidence.record(record.cause) if record.cause is not None else None
+
+    def _decided(self, record: ev.Record) -> ev.Record | None:
+        """What decided an event of a service beside its recorded cause, or in place of one."""
+        event, before = record.event, self._before(record)
+        match event:
+            case ev.GroupEmptied():  # where it goes then is for the last word of anybody to say
+                return _latest_order(before)
+            case ev.DependentsGone():  # that is only what its stop waited for
+                return next((r for r in before if isinstance(r.event, ev.StopRequested)), None)
+            case ev.Exited() if event.signal is not None and event.source is not State.STOPPING:
+                return self._sent(_signal(event.signal), record)
+            case ev.ProbeChanged() if event.ok:  # it is owed to its run's having been started
+                return next((r for r in before if _begins(r, record.run)), None)
+            case _:
+                return None
+
+    def _before(self, record: ev.Record) -> Iterator[ev.Record]:
+        """The events of its service before it, newest first."""
+        return (r for r in self._evidence.newest(record.service or "") if r.seq < record.seq)
+
+    def _sent(self, signal: str, ended: ev.Record) -> ev.Record | None:
+        """The request by which the registry had sent a run that signal when it ended by it."""
+        service = self.services.get(ended.service or "")
+        reload = service.definition.reload if service else None
+        undone: set[int] = set()
+        for record in self._before(ended):
+            event = record.event
+            if record.run != ended.run:
+                return None
+            if isinstance(event, ev.RequestDone) and event.error is not None:
+                undone.add(event.request)
+            is_it = isinstance(event, ev.SignalRequested) and event.signal == signal
+            is_it |= (
+                isinstance(event, ev.ReloadRequested)
+                and reload is not None
+                and reload.signal == signal
+            )
+            if is_it and record.seq not in undone:
+                return record
         return None
 
     def notable(self, name: str, until: ev.Record) -> Iterator[Link]:
@@ -215,6 +261,17 @@ class _Chain:
             self.links.append(_link(record, words.sentence()))
 
 
+def _latest_order(newest: Iterator[ev.Record]) -> ev.Record | None:
+    """The last order to a service that was stopping already."""
+    for record in newest:
+        event = record.event
+        if isinstance(event, ev.Moved) and event.source is not State.STOPPING:
+            return None
+        if isinstance(event, ev.StartRequested | ev.StopRequested | ev.RestartRequested):
+            return record
+    return None
+
+
 def _begins(record: ev.Record, run: int | None) -> bool:
     return record.run == run and isinstance(record.event, ev.Spawned)
 
@@ -233,8 +290,9 @@ def _entered(service: Service, evidence: Evidence) -> ev.Record | None:
 
 
 def _sets_wish(event: ev.Moved) -> bool:
-    """Whether it left the state as it was, and what is to come of it not."""
-    return isinstance(event, ev.StopRequested | ev.StartRequested | ev.Defined | ev.GaveUp)
+    """Whether it left the state as it was, and what is to come of it not. What stops does so for what made it stop."""
+    is_word = isinstance(event, ev.StopRequested | ev.StartRequested | ev.Defined | ev.GaveUp)
+    return is_word and event.source is not State.STOPPING
 
 
 def _adopted(service: Service, evidence: Evidence) -> str:
@@ -297,7 +355,7 @@ class _Words:
 
     def sentence(self) -> str:
         """`it exited with code 3`, `db, on which web depends, was stopped by uid 0 (circlectl)`."""
-        return self._words() + by(self._record.actor)
+        return f"{self._words()}{by(self._record.actor)}{self._later()}"
 
     def _words(self) -> str:
         who, whose = self._who()
@@ -306,8 +364,7 @@ class _Words:
             case ev.StartRequested():
                 return f"{who} {_START.get(event.reason, 'was started')}"
             case ev.StopRequested():
-                later = ", once those that depend on it have stopped" if event.dest in UP else ""
-                return f"{who} {_STOP.get(event.reason, 'was stopped')}{later}"
+                return f"{who} {_STOP.get(event.reason, 'was stopped')}"
             case ev.RestartRequested():
                 return f"{who} {_RESTART.get(event.reason, 'was restarted')}"
             case ev.Spawned():
@@ -333,6 +390,8 @@ class _Words:
             case ev.MemoryExceeded():
                 held, most = event.bytes >> 20, event.memory_max >> 20
                 return f"{who} held {held} MiB of memory, more than its memory_max of {most} MiB"
+            case ev.GroupEmptied(killed=0):
+                return f"nothing was left of {'it' if who == 'it' else record.service}"
             case ev.GroupEmptied():
                 return (
                     f"{who} ended, {event.killed} of its processes only by the registry's SIGKILL"
@@ -350,6 +409,10 @@ class _Words:
                 return f"the registry {'started' if event.fresh else 'took over'} (pid {event.pid})"
             case ev.ResetRequested():
                 return f"{who} was reset"
+            case ev.SignalRequested():
+                return f"{who} was to be sent {event.signal}"
+            case ev.ReloadRequested():
+                return f"{who} was to reload"
             case ev.RestartDue():
                 return f"{whose} delay was over"
             case ev.StopAnnounced():
@@ -362,6 +425,13 @@ class _Words:
                 plain = msgspec.structs.replace(event_record(record), actor=None)
                 text = happened(plain).rpartition("  ")[2]
                 return f"{who}: {text}" if record.service else text
+
+    def _later(self) -> str:
+        """What an order waits for, where what it led to does not say so."""
+        event = self._record.event
+        waits = isinstance(event, ev.StopRequested) and event.dest in UP
+        is_told = self._child is not None and isinstance(self._child.event, ev.DependentsGone)
+        return ", once those that depend on it have stopped" if waits and not is_told else ""
 
     def _who(self) -> tuple[str, str]:
         """How the service is called, and what is its."""
@@ -399,6 +469,8 @@ class _Words:
     def _sender(self, event: ev.Exited) -> str:
         """Who sent the signal, as far as the rules tell: the registry sends its own, at their times, and no other."""
         is_kill = event.signal == Signals.SIGKILL
+        if isinstance(self._cause and self._cause.event, ev.SignalRequested | ev.ReloadRequested):
+            return ", which the registry had sent it"
         if event.source is not State.STOPPING:
             what = (
                 ": the kernel kills so where memory runs out, and so does kill -9"

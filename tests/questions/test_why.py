@@ -16,6 +16,7 @@ from registry.core.definition import (
     Dependency,
     Policy,
     Ready,
+    Reload,
     Restart,
     Stop,
 )
@@ -27,6 +28,7 @@ from registry.questions.refusal import Refusal
 from registry.questions.why import Why, told, why_event, why_service
 
 ANA = ev.Actor(uid=1000, pid=4711, program="psql")
+BOB = ev.Actor(uid=7, pid=4712, program="circlectl")
 HTTP = Check("http", "http://127.0.0.1:8080/", failures=3)
 DB = Definition("db", ("./db",), 0)
 WEB = Definition(
@@ -153,6 +155,81 @@ def _stopped_by_an_operator(story):
     story.tell("lone", inp.Stop(actor=ANA))
 
 
+def _started_while_it_stops(story):
+    _stopped_by_an_operator(story)
+    story.tell("lone", inp.Start(actor=BOB))
+
+
+def _started_while_it_stopped(story):
+    _started_while_it_stops(story)
+    story.end("lone", 0)
+
+
+def _stopped_while_it_stopped_for_a_restart(story):
+    start(story, "lone")
+    story.tell("lone", inp.Restart(actor=ANA), inp.Stop(actor=BOB))
+    story.end("lone", 0)
+
+
+def _reset_while_it_stopped(story):
+    _stopped_by_an_operator(story)
+    story.tell("lone", inp.Reset(actor=BOB))
+    story.wait(5)
+    story.end("lone", signal=9)
+
+
+def _reset_while_its_restart_waits(story):
+    _killed_twice_from_outside(story)
+    story.tell("lone", inp.Reset(actor=BOB))
+
+
+def _redefined_while_it_stopped(story):
+    _stopped_by_an_operator(story)
+    story.define(msgspec.structs.replace(LONE, cmd=("./lone", "-v")), len(story.records), BOB)
+    story.end("lone", 0)
+
+
+def _stopped_once_its_dependents_had(story):
+    """By one operator those, by another it."""
+    both_up(story)
+    story.tell("web", inp.Stop(actor=ANA))
+    story.tell("db", inp.Stop(actor=BOB))
+    story.end("web", 0)
+    story.look("db")
+    story.end("db", 0)
+
+
+def _sent_a_signal_by_an_operator(story):
+    start(story, "never")
+    story.tell("never", inp.Signal(signal="SIGKILL", actor=BOB))
+    story.tell("never", inp.RequestCarriedOut(run=1, request=len(story.records)))
+    story.end("never", signal=9)
+
+
+def _sent_another_signal_by_an_operator(story):
+    start(story, "never")
+    story.tell("never", inp.Signal(signal="SIGUSR1", actor=BOB))
+    story.tell("never", inp.RequestCarriedOut(run=1, request=len(story.records)))
+    story.end("never", signal=9)
+
+
+def _a_signal_that_did_not_reach_it(story):
+    start(story, "never")
+    story.tell("never", inp.Signal(signal="SIGKILL", actor=BOB))
+    request = inp.RequestCarriedOut(run=1, request=len(story.records), error="not permitted")
+    story.tell("never", request)
+    story.end("never", signal=9)
+
+
+def _ended_by_the_signal_of_its_reload(story):
+    definition = msgspec.structs.replace(NEVER, reload=Reload(signal="SIGHUP"))
+    story.define(definition, len(story.records), ANA)
+    start(story, "never")
+    story.tell("never", inp.Reload(actor=BOB))
+    story.tell("never", inp.RequestCarriedOut(run=1, request=len(story.records)))
+    story.end("never", signal=1)
+
+
 def _adopted(story):
     start(story, "lone")
     story.begin("boot-1", 400, fresh=False)
@@ -222,6 +299,14 @@ def _completed_by_policy(story):
 
 
 AUTOSTART = ["it starts with the registry (autostart)", "the registry started (pid 300)"]
+BY_ANA = "it was stopped by uid 1000 (psql, pid 4711)"
+OF_BOB = "by uid 7 (circlectl, pid 4712)"
+KILLED_FROM_OUTSIDE = [
+    "never is Failed",
+    "it was ended by SIGKILL, not sent by the registry: the kernel kills so where memory runs out,"
+    " and so does kill -9 (run 1)",
+    "next nothing until circlectl start never: its restart policy is Never",
+]
 
 TABLE: list[tuple[Callable, str, list[str]]] = [
     (
@@ -307,6 +392,83 @@ TABLE: list[tuple[Callable, str, list[str]]] = [
             "lone is Stopping",
             "it was stopped by uid 1000 (psql, pid 4711)",
             "next SIGKILL for what is left of it; then it stays down",
+        ],
+    ),
+    (
+        _started_while_it_stops,
+        "lone",
+        [
+            "lone is Stopping",
+            BY_ANA,
+            f"next SIGKILL for what is left of it; then it is started again, as asked {OF_BOB} (event 14)",
+        ],
+    ),
+    (
+        _started_while_it_stopped,
+        "lone",
+        ["lone is Starting", f"it was started {OF_BOB}", "next its process is made"],
+    ),
+    (
+        _stopped_while_it_stopped_for_a_restart,
+        "lone",
+        ["lone is Stopped", f"it was stopped {OF_BOB}", "next nothing until circlectl start lone"],
+    ),
+    (
+        _reset_while_it_stopped,
+        "lone",
+        [
+            "lone is Stopped",
+            "it was ended by SIGKILL from the registry, after its stop timeout of 5 s (run 1)",
+            BY_ANA,
+            "next nothing until circlectl start lone",
+        ],
+    ),
+    (
+        _reset_while_its_restart_waits,
+        "lone",
+        [
+            "lone is Restarting",
+            "its restart policy (Always) starts it again after DELAY s, attempt 2 in a row",
+            "it was ended by SIGKILL, not sent by the registry: the kernel kills so where memory"
+            " runs out, and so does kill -9 (run 2)",
+            "next it is started again",
+        ],
+    ),
+    (
+        _redefined_while_it_stopped,
+        "lone",
+        ["lone is Stopped", BY_ANA, "next nothing until circlectl start lone"],
+    ),
+    (
+        _stopped_once_its_dependents_had,
+        "db",
+        [
+            "db is Stopped",
+            "those that depend on it had stopped",
+            f"it was stopped {OF_BOB}",
+            "next nothing until circlectl start db",
+        ],
+    ),
+    (
+        _sent_a_signal_by_an_operator,
+        "never",
+        [
+            "never is Failed",
+            "it was ended by SIGKILL, which the registry had sent it (run 1)",
+            f"it was to be sent SIGKILL {OF_BOB}",
+            "next nothing until circlectl start never: its restart policy is Never",
+        ],
+    ),
+    (_sent_another_signal_by_an_operator, "never", KILLED_FROM_OUTSIDE),
+    (_a_signal_that_did_not_reach_it, "never", KILLED_FROM_OUTSIDE),
+    (
+        _ended_by_the_signal_of_its_reload,
+        "never",
+        [
+            "never is Failed",
+            "it was ended by SIGHUP, which the registry had sent it (run 1)",
+            f"it was to reload {OF_BOB}",
+            "next nothing until circlectl start never: its restart policy is Never",
         ],
     ),
     (
