@@ -27,6 +27,9 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _INHERITED = ("LANG", "TZ")
 _ID_DIGITS = 10
 _ID_MAX = 2**32 - 2  # the last is "no change" to setuid(2) and its kin
+_SCRIPT_BYTES = 256
+"""What the kernel looks at to tell what executes a file (BINPRM_BUF_SIZE of linux/binfmts.h)."""
+_INTERPRETER = re.compile(rb"#![ \t]*([^ \t\n\0]+)")
 _ASSIGNMENT = re.compile(r"(?:export\s+)?([^\s=]+)=(.*)")
 
 T = TypeVar("T")
@@ -125,6 +128,7 @@ def find_program(word: str, path: str, cwd: str, key: str = "cmd") -> str:
     files = [each for each in candidates if os.path.isfile(each)]
     for file in files:
         if os.access(file, os.X_OK):
+            _refuse_without_interpreter(file, cwd, key)
             return file
     if files:
         message = f"{files[0]} is not executable; chmod +x it"
@@ -134,6 +138,31 @@ def find_program(word: str, path: str, cwd: str, key: str = "cmd") -> str:
     else:
         message = f"there is no program '{word}' in PATH={path}; write its path or set env.PATH"
     raise LaunchError(Reason.PROGRAM_MISSING, message, key)
+
+
+def _refuse_without_interpreter(file: str, cwd: str, key: str) -> None:
+    """A script whose first line asks for what is not there would be taken for started, and end at once."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+    except OSError:  # it may be executed and not read: then the kernel tells
+        return
+    try:
+        begins = os.read(descriptor, _SCRIPT_BYTES)
+    except OSError:
+        return
+    finally:
+        os.close(descriptor)
+    match = _INTERPRETER.match(begins)
+    if match is None or os.access(os.path.join(os.fsencode(cwd), match[1]), os.X_OK):
+        return
+    interpreter = os.fsdecode(match[1])
+    if interpreter.endswith("\r"):
+        message = (
+            f"the first line of {file} ends with a carriage return; save it with Unix line ends"
+        )
+    else:
+        message = f"{file} asks for the interpreter {interpreter}, which is not there to execute it"
+    raise LaunchError(Reason.EXEC_FAILED, message, key)
 
 
 def read_env_file(path: str) -> dict[str, str]:

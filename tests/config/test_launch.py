@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +86,39 @@ def test_a_program_further_on_in_path_is_found_behind_a_file_that_is_none(
     definition = msgspec.structs.replace(plain, cmd=("run",))
     assert resolve(definition, {"PATH": f"{bin_}/a:{bin_}"}, {}).argv == (str(bin_ / "run"),)
     assert reason(definition, {"PATH": f"{bin_}/a"}) == ("program_not_executable", "cmd")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (
+            b"#!/no/such/interpreter -x",
+            "asks for the interpreter /no/such/interpreter, which is not there",
+        ),
+        (b"#! \t/no/such", "asks for the interpreter /no/such, which is not there"),
+        (b"#!plain", "asks for the interpreter plain, which is not there"),
+        (b"#!/bin/sh\r", "ends with a carriage return; save it with Unix line ends"),
+        (b"#!/bin/sh -e", None),
+        (b"#!%s/run", None),
+        (b"#!", None),
+        (b"\x7fELF", None),
+        (b"", None),
+    ],
+)
+def test_a_script_needs_the_interpreter_that_its_first_line_names(
+    plain: Definition, bin_: Path, line: bytes, told: str | None
+):
+    """A path that is no absolute one begins where the service runs, as for the kernel."""
+    script = bin_ / "script"
+    script.write_bytes(line.replace(b"%s", bin_.name.encode()) + b"\nexit\n")
+    script.chmod(0o755)
+    definition = msgspec.structs.replace(plain, cmd=(str(script),), cwd=str(bin_.parent))
+    if told is None:
+        assert resolve(definition, {}, {}).argv == (str(script),)
+        return
+    with pytest.raises(LaunchError, match=re.escape(told)) as raised:
+        resolve(definition, {}, {})
+    assert (raised.value.reason, raised.value.key) == ("exec_failed", "cmd")
 
 
 @pytest.mark.parametrize(

@@ -147,9 +147,9 @@ def test_a_program_folder_user_or_env_file_that_is_missing_fails_that_service_al
         record = box.wait_status(reason.replace("_", "-"), "Failed", reason=reason)
         assert (record["pid"], record["next_restart_at"]) == (None, None)
     for reason in missing:
-        if reason != "exec_failed":  # only the kernel can tell
-            box.wait_said(f"service '{reason.replace('_', '-')}'")
+        box.wait_said(f"service '{reason.replace('_', '-')}'")
         box.wait_said(f"{reason.replace('_', '-')} cannot start")
+    assert [event["service"] for event in box.events(type="became_ready")] == ["good"]
     tries = [box.events(type="spawned"), box.events(type="spawn_failed")]
     box.data("status", service="program-missing")
     tried = [box.events(type="spawned"), box.events(type="spawn_failed")]
