@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -39,9 +40,13 @@ def children() -> list[int]:
     return sorted(proc.children(os.getpid()))
 
 
-def at_gates() -> set[int]:
-    """Those of them that wait at a gate."""
-    return {pid for pid in children() if proc.program(pid) == gate.GATE}
+def at_gates(count: int) -> set[int]:
+    """Those of them that wait at a gate, as many as there must be: the kernel lets who made one go on a moment before
+    it gives it the gate's name.
+    """
+    while len(found := {pid for pid in children() if proc.program(pid) == gate.GATE}) < count:
+        time.sleep(0.001)
+    return found
 
 
 def open_descriptors() -> set[str]:
@@ -53,8 +58,7 @@ async def test_what_is_asked_for_is_there_already_and_waits(host, tmp_path):
     runs = [wanted(host, run, f"echo {run} >>{tmp_path}/ran") for run in (1, 2, 3)]
     async with host.runner.ahead(runs):
         made = sorted({*children()} - {*before})
-        assert at_gates() == {*made}
-        assert len(made) == 3
+        assert at_gates(3) == {*made}
         assert sorted(spawn(host, each) for each in runs) == made
     assert sorted({*children()} - {*before}) == made
     assert not (tmp_path / "ran").exists()
@@ -85,7 +89,7 @@ async def test_what_nobody_asks_for_is_undone(host, gone, tmp_path):
 async def test_another_launch_than_the_one_foreseen_gets_a_process_of_its_own(host, gone):
     foreseen, meant = wanted(host, 1, "exit 3"), wanted(host, 1, "exit 4")
     async with host.runner.ahead([foreseen, wanted(host, 2)]):
-        made = at_gates()
+        made = at_gates(2)
         assert spawn(host, meant) not in made
     for pid in made:
         await gone(pid)
@@ -110,7 +114,7 @@ async def test_a_definition_that_is_another_by_then_gets_a_process_of_its_own(ho
     )
     other = Definition("other", (SH, "-c", "exit 0"))
     async with machine.ahead([(before, 1), (other, 1)]):
-        made = at_gates()
+        made = at_gates(2)
         assert len(made) == 2
         spawned = [await machine.spawn(each, 1, "digest") for each in (after, other)]
     pids = [each.pid for each in spawned if isinstance(each, SpawnSucceeded)]
@@ -167,7 +171,7 @@ async def test_each_has_its_own_descriptors_and_output(host):
 async def test_one_that_dies_before_it_is_asked_for_is_told_of_after_it_was(host):
     runs = [wanted(host, 1), wanted(host, 2)]
     async with host.runner.ahead(runs):
-        for pid in at_gates():
+        for pid in at_gates(2):
             os.kill(pid, signal.SIGKILL)
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         host.runner._signals.told()

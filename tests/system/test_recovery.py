@@ -396,9 +396,11 @@ import os, signal, sys
 from registry.host import gate, proc
 
 def hold_what_waits_there():
-    for pid in proc.children(os.getpid()):
-        if proc.stat(pid).comm == gate.GATE:
-            os.kill(pid, signal.SIGSTOP)
+    waits = []
+    while not waits:  # the kernel lets its maker go on a moment before it has the gate's name
+        waits = [pid for pid in proc.children(os.getpid()) if proc.stat(pid).comm == gate.GATE]
+    for pid in waits:
+        os.kill(pid, signal.SIGSTOP)
 
 def open_gate(_gate):
     {before}
