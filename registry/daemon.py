@@ -159,11 +159,13 @@ class Daemon:
                 ]
                 self._systemd.tell("READY=1")
                 end = await self._ending
+                if end.keep_services:  # not later: what lives on is looked after meanwhile
+                    await self._hooks.rest(HOOKS_S)
                 await self._end_services(end)
                 self._registry.finish()
                 await writing
                 await self._tell_new()
-                await self._hooks.close(HOOKS_S)
+                await self._hooks.close(0.0 if end.keep_services else HOOKS_S)
                 for task in beside:
                     task.cancel()
             await self._write_end(end)

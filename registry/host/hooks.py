@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections import defaultdict, deque
@@ -108,11 +109,18 @@ class Hooks:
                 # whatever it is: a hook is not to end supervision
                 _log.exception("%s cannot be told", _Call(hook, record))
 
+    async def rest(self, within_s: float) -> None:
+        """Wait until none runs and none waits, `within_s` at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while self._workers:
+                    await asyncio.wait(self._workers)
+
     async def close(self, within_s: float = 0.0) -> None:
         """Take no more events, give what runs and waits `within_s`, cancel the rest, wait until it is gone."""
         self._hooks = {}
-        if within_s and self._workers:
-            await asyncio.wait(self._workers, timeout=within_s)
+        if within_s:
+            await self.rest(within_s)
         self._waiting.clear()
         workers = tuple(self._workers)
         for worker in workers:

@@ -236,6 +236,30 @@ def test_a_hook_of_a_registry_that_was_killed_is_ended_by_the_next(box):
     assert box.service("web")["run"] == 1
 
 
+@pytest.mark.parametrize(
+    ("action", "how"), [("upgrade", {}), ("shutdown", {"keep_services": True})]
+)
+def test_while_a_hook_is_given_its_time_at_an_end_the_services_that_stay_are_supervised(
+    box, action, how
+):
+    slow = json.dumps(["sh", "-c", "while ! test -e go; do sleep 0.02; done; echo >>done"])
+    box.configure(service("web") + f'[[hook]]\non = ["became_ready"]\ncmd = {slow}\n')
+    box.start()
+    pid = box.wait_status("web", "Running")["pid"]
+    box.data(action, **how)
+    os.kill(pid, signal.SIGKILL)
+    box.wait_status("web", "Running", run=2)
+    assert not box.lines("done")
+    (box.folder / "go").touch()
+    box.wait_lines("done", 2)
+    if action == "shutdown":
+        assert box.daemon.wait(10) == 0
+        box.start()
+    else:
+        box.wait_for(lambda: box.errors.read_text().count("Adopted web") == 1, "the next has begun")
+    assert box.last("web", "spawned")["seq"] < box.events(type="registry_stopped")[-1]["seq"]
+
+
 # --- the example ----------------------------------------------------------------------------------
 
 
