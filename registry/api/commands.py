@@ -83,7 +83,7 @@ class Commands:
     def _dependents(self, name: str, stopped: set[str]) -> list[str]:
         """Those that run on, and depend on one that is stopped. Who follows it is stopped with it."""
         services = self._registry.committed.services
-        dependents = self._registry.graph.dependents(name)
+        dependents = self._registry.graph.needing(name, services)
         known = [services[each] for each in dependents if each in services]
         return [
             service.name

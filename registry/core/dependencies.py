@@ -66,9 +66,13 @@ class Graph:
         """Those that it depends on directly."""
         return (dependency.service for dependency in self._needs.get(name, ()))
 
+    def needing(self, name: str, services: Services) -> Iterator[str]:
+        """Those that depend on it, directly or through oneshots at rest."""
+        return _reached(name, self.dependents, services)
+
     def neighbours(self, name: str, services: Services) -> Iterator[str]:
         """Those that depend on it, and those that it depends on, directly or through oneshots at rest."""
-        yield from _reached(name, self.dependents, services)
+        yield from self.needing(name, services)
         yield from _reached(name, self.dependencies, services)
 
     def stop_order(self, names: Iterable[str]) -> list[str]:
@@ -165,7 +169,7 @@ def around(service: Service, services: Services, graph: Graph) -> Around:
     dependents = graph.dependents(service.name)
     if not dependents and not service.definition.depends_on:
         return ALONE
-    held_by = _reached(service.name, graph.dependents, services)
+    held_by = graph.needing(service.name, services)
     return Around(
         waits=bool(unmet(service, services)),
         held=any(is_ending(services[name]) for name in held_by if name in services),

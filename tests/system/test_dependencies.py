@@ -179,6 +179,35 @@ def test_when_an_operator_stops_it_followers_stop_with_it_and_the_answer_names_w
     assert where(box, "db", "stays", "follows") == [("Running", 2), ("Running", 1), ("Running", 2)]
 
 
+def test_a_stop_names_who_needs_the_service_through_a_oneshot(box):
+    job = JOB.format(name="migrate") + 'depends_on = ["db"]\n'
+    needs = '[[service]]\nname = "web"\ncmd = ["sleep", "1000"]\ndepends_on = ["migrate"]\n'
+    box.configure(unit(box, "db") + job + needs)
+    box.start()
+    box.wait_status("web", "Running")
+    (answer,) = box.data("stop", service="db")
+    assert answer["dependents"] == ["web"]
+
+
+def test_who_follows_a_follower_stays_up_while_that_waits_and_is_restarted_when_it_is_back(box):
+    followers = DEPENDENTS.format(condition="ready", autostart="true")
+    second = """
+[[service]]
+name = "second"
+cmd = ["sleep", "1000"]
+depends_on = { follows = { condition = "ready", restart = true } }
+"""
+    box.configure(unit(box, "db") + followers + second)
+    box.start()
+    box.wait_status("second", "Running")
+    box.data("stop", service="db", wait=True)
+    wait_waiting(box, "follows", "db to be ready (it is stopped)")
+    assert where(box, "second") == [("Running", 1)]
+    box.data("start", service="db")
+    box.wait_status("follows", "Running", run=2)
+    box.wait_status("second", "Running", run=2)
+
+
 def test_when_it_gave_up_those_that_wait_say_why_and_those_that_run_stay(box):
     once = 'restart = { limit = 1, within = "10m" }'
     dependents = DEPENDENTS.format(condition="started", autostart="true")
