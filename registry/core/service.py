@@ -161,7 +161,7 @@ def _enter(service: Service, event: Any, record: ev.Record) -> None:
     service.reason = event.reason
 
 
-_BESIDE = frozenset({ev.ResetRequested, ev.Redefined, ev.BecameUnhealthy})
+_BESIDE = frozenset({ev.ResetRequested, ev.Redefined, ev.BecameUnhealthy, ev.Adopted})
 """What leads to nothing where it leaves the state as it was: what led to that state still does."""
 _ORDERS = _BESIDE | {ev.StartRequested, ev.StopRequested, ev.RestartRequested}
 """The same of a service that stops: it ends for what made it stop, whatever is to come of it then."""
@@ -223,6 +223,7 @@ def _adopted(service: Service, event: Any, record: ev.Record) -> None:
     if record.run is not None and record.run > service.run:  # one that the journal did not know
         _begin_run(service, event, record)
         service.wanted, service.autostart_due, service.bound = True, False, None
+        service.cause = record.seq
     service.watched_ns = record.mono_ns  # time that nobody watched is not charged
 
 

@@ -1003,6 +1003,15 @@ def test_whatever_is_said_while_it_stops_its_end_is_caused_by_what_made_it_stop(
     assert exited.cause == stopped.seq
 
 
+def test_a_registry_that_takes_over_is_not_what_made_a_service_stop(world):
+    w = world()
+    w.run()
+    (stopped,) = w.stop()
+    w.give(inp.ProcessFound(run=1, pid=w.service.pid))
+    exited, _emptied = w.exit(0)
+    assert exited.cause == stopped.seq
+
+
 def test_a_reset_is_not_what_a_restart_is_caused_by(world):
     w = world()
     w.run()

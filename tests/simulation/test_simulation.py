@@ -15,9 +15,9 @@ HERE = Path(__file__).parent
 SEEDS = 36
 HOURS = 0.4
 DIGESTS = {
-    1: "5ea69e6c37b0f861008d31f9b9ef2438d3e7681be145158241ecd600fffcdd50",
-    2: "10fa836642c2c35970b51b2e97c3a23a26e39eed5d435f917563ee49212e91d6",
-    3: "850bc250d9882bd4cfb875eab92ae578dda61f515c6c43d466dacf04f631619d",
+    1: "9093be892d19ff641e691140f08b818b9e8b486c1918e4e1db60b2869ca8db9d",
+    2: "9791c33f4ead17b42a19cfd92bfe18a47c6ac902d3d0f7930251a4921e728682",
+    3: "23493d5647f61834ed39792adc86e94a360bed14c1e98857ceb9a130218a7125",
 }
 """Of seeds of HOURS each. They change with every change of what the registry decides, and with the simulator:
 `python3 tools/dev simulate --seeds 3 --hours 0.4` tells the new ones.
