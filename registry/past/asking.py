@@ -1,7 +1,8 @@
 """How a running registry asks the past: each question is answered by a short-lived process of its own.
 
 So that folding many events neither keeps the loop from a commit nor leaves the registry larger. A few run at once,
-the others wait for their turn; each has its time; cancelling the wait, as the end of the client does, ends the process.
+the others wait for their turn, and are told where it does not come; each has its time; cancelling the wait, as the end
+of the client does, ends the process. A select may be as slow as it likes to be: those wait for each other alone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import os
 import signal
 import socket
 import sys
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -22,6 +24,10 @@ from registry.questions.refusal import TIMED_OUT, UNREADABLE, Refusal
 
 AT_ONCE_MAX = 2
 """Questions that are answered at the same time."""
+SQL = "query"
+"""The question that only waits for its like: one of them is answered at a time."""
+TURN_S = 25.0
+"""How long one waits for its turn: with the time it may take, less than circlectl waits for the answer."""
 ANSWER_S = 300.0
 """How long one may take: ten million events without any snapshot are folded in less."""
 ANSWER_MAX = 64 * 1024 * 1024
@@ -39,16 +45,23 @@ class Past:
     """The past as the journal at `journal` tells it."""
 
     def __init__(
-        self, journal: Path, *, at_once_max: int = AT_ONCE_MAX, answer_s: float = ANSWER_S
+        self,
+        journal: Path,
+        *,
+        at_once_max: int = AT_ONCE_MAX,
+        answer_s: float = ANSWER_S,
+        turn_s: float = TURN_S,
     ) -> None:
         self._journal = journal.absolute()
         self._answer_s = answer_s
+        self._turn_s = turn_s
         self._turns = asyncio.Semaphore(at_once_max)
+        self._turns_of_sql = asyncio.Semaphore(1)
 
     async def ask(self, question: str, params: msgspec.Struct) -> msgspec.Raw:
         """The answer to a question of `answers.QUESTIONS`, as JSON. Raises Refusal."""
         line = _encode(Asked(question, msgspec.Raw(_encode(params)))) + b"\n"
-        async with self._turns:
+        async with self._turn(self._turns_of_sql if question == SQL else self._turns):
             try:
                 async with asyncio.timeout(self._answer_s):
                     said = await self._said(line)
@@ -61,6 +74,22 @@ class Past:
                 message = f"no process can be made to read the journal: {error.strerror}"
                 raise Refusal(UNREADABLE, message) from None
         return _taken(said)
+
+    @asynccontextmanager
+    async def _turn(self, turns: asyncio.Semaphore) -> AsyncIterator[None]:
+        """Until its turn is over. Raises Refusal where it does not come."""
+        try:
+            async with asyncio.timeout(self._turn_s):
+                await turns.acquire()
+        except TimeoutError:
+            message = (
+                f"busy: for {self._turn_s:g} s it was the turn of other questions; ask again later"
+            )
+            raise Refusal(TIMED_OUT, message) from None
+        try:
+            yield
+        finally:
+            turns.release()
 
     async def _said(self, line: bytes) -> bytes:
         reader, writer = await asyncio.open_unix_connection(sock=_spawn(self._journal))

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from registry.past import asking
-from registry.past.asked import Asked, ListThen, StatusThen
+from registry.past.asked import Asked, ListThen, Query, StatusThen
 from registry.past.asking import Past
 from registry.questions.refusal import Refusal
 
@@ -165,6 +165,34 @@ async def test_so_many_at_once_and_the_others_wait(journal, monkeypatch):
     told = await asyncio.gather(*(past.ask("list", ListThen(seq)) for seq in range(1, 7)))
     assert [json.loads(bytes(each))["moment"]["seq"] for each in told] == [1, 2, 3, 4, 5, 6]
     assert most <= 2
+
+
+async def test_questions_in_sql_wait_for_each_other_and_nobody_else_for_them(journal, monkeypatch):
+    past = Past(journal)
+    real = asking._PROGRAM
+    monkeypatch.setattr(asking, "_PROGRAM", WAITS_FOR_ITS_ASKER)
+    slow = [asyncio.ensure_future(past.ask("query", Query("select 1"))) for _ in range(4)]
+    await until(children)
+    monkeypatch.setattr(asking, "_PROGRAM", real)
+    told = await asyncio.gather(*(past.ask("list", ListThen(seq)) for seq in (1, 2, 3)))
+    assert [json.loads(bytes(each))["moment"]["seq"] for each in told] == [1, 2, 3]
+    assert not any(each.done() for each in slow)
+    slow[0].cancel()
+    assert json.loads(bytes(await slow[1]))["rows"] == [[1]]
+    await asyncio.gather(*slow, return_exceptions=True)
+
+
+async def test_whose_turn_does_not_come_is_told_so(journal, monkeypatch):
+    monkeypatch.setattr(asking, "_PROGRAM", WAITS_FOR_ITS_ASKER)
+    past = Past(journal, at_once_max=1, turn_s=0.2)
+    slow = asyncio.ensure_future(past.ask("list", ListThen(1)))
+    await until(children)
+    assert await refused(past.ask("list", ListThen(1))) == (
+        "timed_out",
+        "busy: for 0.2 s it was the turn of other questions; ask again later",
+    )
+    slow.cancel()
+    await asyncio.wait([slow])
 
 
 async def test_the_process_makes_way_for_everybody_else(journal, monkeypatch):

@@ -15,7 +15,7 @@ from .words import Record, escaped
 
 DAY_S = 86_400
 QUERY_S = 60.0
-"""How long an answer in SQL may take: it is given up after 30 s, and may have waited for others."""
+"""How long an answer in SQL may take: it is given up after 30 s, and may have waited 25 s for others."""
 LONG_S = 3600.0
 """How long a copy of a large journal may take."""
 
