@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from registry.core.events import Now, Record, Spawned
-from registry.core.service import Service
+from registry.core.events import Now, Record
+from registry.journal.anchor import LINKS_MAX
 from registry.journal.opening import Connection
-from registry.journal.read import fold, last_seq, last_seq_at, record_up_to, records_of, run_before
-from registry.past.stretch import first_record, records
+from registry.journal.read import (
+    fold,
+    last_seq,
+    last_seq_at,
+    record_up_to,
+    records_of,
+    run_before,
+)
+from registry.past.stretch import begin_of, records
 from registry.questions.history import History, Runs
 from registry.questions.moments import Moment
 
@@ -20,19 +27,24 @@ def history(
     limit: int | None = None,
 ) -> History:
     """The runs of a service some part of which lies between two times, the latest `limit`. Raises JournalError."""
-    first = first_record(journal)
-    if first is None or (until is not None and until.last_ns < first.at_ns):
+    begin = begin_of(journal)
+    if begin is None or (until is not None and until.last_ns < begin.at_ns):
         return History(name)
     last = last_seq_at(journal, until.last_ns) if until is not None else last_seq(journal)
-    if since is not None and since.first_ns <= first.at_ns:
+    if since is not None and since.first_ns <= begin.at_ns:
         since = None
-    before = _seq_before(journal, name, since, last, limit)
-    beginning = record_up_to(journal, before) if before >= first.seq else None
-    begin = beginning or first
-    projection = fold(journal, begin.seq)
+    before = record_up_to(journal, _seq_before(journal, name, since, last, limit))
+    from_ = before or begin
+    projection = fold(journal, from_.seq)
     service = projection.services.get(name)
-    runs = Runs(name, projection, Now(begin.at_ns, begin.mono_ns), _spawned(journal, service))
-    runs.fold(records(journal, begin.seq, last, (name,)))
+    runs = Runs(
+        name,
+        projection,
+        Now(from_.at_ns, from_.mono_ns),
+        began=_causes(journal, service.spawned_seq if service is not None else None),
+        led=_causes(journal, service.cause if service is not None else None),
+    )
+    runs.fold(records(journal, from_.seq, last, (name,)))
     return runs.answer(
         records_of(journal, sorted(runs.causes)),
         first_ns=since.first_ns if since is not None else None,
@@ -41,11 +53,16 @@ def history(
     )
 
 
-def _spawned(journal: Connection, service: Service | None) -> Record | None:
-    """How the present run of a service began."""
-    seq = service.spawned_seq if service is not None else None
-    record = records_of(journal, (seq,)).get(seq) if seq is not None else None
-    return record if record is not None and isinstance(record.event, Spawned) else None
+def _causes(journal: Connection, seq: int | None) -> list[Record]:
+    """An event, what led to it, and so on, as far as a compacted journal keeps that."""
+    found: list[Record] = []
+    while seq is not None and len(found) <= LINKS_MAX:
+        record = records_of(journal, (seq,)).get(seq)
+        if record is None:
+            break
+        found.append(record)
+        seq = record.cause
+    return found
 
 
 def _seq_before(

@@ -22,6 +22,7 @@ from registry.core.projection import Projection
 from registry.journal.opening import Connection
 from registry.journal.read import (
     Selection,
+    anchor_of,
     fold,
     last_seq,
     last_seq_at,
@@ -35,6 +36,14 @@ from registry.questions.moments import Moment
 
 _FEW = 8
 """Of more services than this, reading everything is quicker."""
+
+
+class Begin(NamedTuple):
+    """The event after which all events are there, and when it happened: the first, or the last that was removed."""
+
+    seq: int
+    at_ns: int
+    mono_ns: int
 
 
 class Stretch(NamedTuple):
@@ -56,31 +65,30 @@ def stretch(
     journal: Connection, since: Moment | None, until: Moment | None, now: Now | None
 ) -> Stretch:
     """What lies between two times: by default all of the journal, up to `now` where its registry runs."""
-    first = first_record(journal)
+    begin = begin_of(journal)
     newest = record_up_to(journal, last_seq(journal))
-    if first is None or newest is None:
+    if begin is None or newest is None:
         at_ns = now.at_ns if now is not None else 0
         first_ns = since.first_ns if since is not None else at_ns
         return Stretch(0, 0, None, first_ns, max(first_ns, until.last_ns if until else at_ns))
     last_ns = until.last_ns if until is not None else now.at_ns if now is not None else newest.at_ns
     if now is not None:
         last_ns = min(last_ns, now.at_ns)
-    first_ns = since.first_ns if since is not None else first.at_ns
-    if max(first_ns, last_ns) < first.at_ns:
+    first_ns = since.first_ns if since is not None else begin.at_ns
+    if max(first_ns, last_ns) < begin.at_ns:
         return Stretch(0, 0, None, first_ns, max(first_ns, last_ns))
     last = last_seq_at(journal, last_ns) if until is not None else newest.seq
-    if first_ns <= first.at_ns:
-        return _from_the_first(first, first_ns, last, last_ns)
-    before = record_up_to(journal, last_seq_at(journal, first_ns - 1))
-    assert before is not None
+    if first_ns <= begin.at_ns:
+        return _from_the_begin(begin, first_ns, last, last_ns)
+    before = record_up_to(journal, last_seq_at(journal, first_ns - 1)) or begin
     beginning = Now(first_ns, before.mono_ns + first_ns - before.at_ns)
     return Stretch(before.seq, max(last, before.seq), beginning, first_ns, max(first_ns, last_ns))
 
 
-def _from_the_first(first: Record, first_ns: int, last: int, last_ns: int) -> Stretch:
-    beginning = Now(first.at_ns, first.mono_ns)
-    last_ns = max(first.at_ns, last_ns)
-    return Stretch(first.seq, last, beginning, first_ns, last_ns, first.at_ns - first_ns)
+def _from_the_begin(begin: Begin, first_ns: int, last: int, last_ns: int) -> Stretch:
+    beginning = Now(begin.at_ns, begin.mono_ns)
+    last_ns = max(begin.at_ns, last_ns)
+    return Stretch(begin.seq, last, beginning, first_ns, last_ns, begin.at_ns - first_ns)
 
 
 def state_before(journal: Connection, span: Stretch) -> Projection:
@@ -115,9 +123,20 @@ def records(
         yield final
 
 
-def first_record(journal: Connection) -> Record | None:
-    """The first event that there is; None where there is none."""
-    return record_after(journal, 0)
+def begin_of(journal: Connection) -> Begin | None:
+    """Where the journal begins; None where it holds no event.
+
+    The time since boot of an event that was removed is reckoned from that of the next: one in another boot tells
+    nothing of it, and is not measured by it either.
+    """
+    first, anchor = record_after(journal, 0), anchor_of(journal)
+    if first is None:
+        return None
+    if anchor is None:
+        return Begin(first.seq, first.at_ns, first.mono_ns)
+    following = life_after(journal, anchor.seq) or first
+    passed_ns = max(0, following.at_ns - anchor.at_ns)
+    return Begin(anchor.seq, anchor.at_ns, following.mono_ns - passed_ns)
 
 
 def life_after(journal: Connection, seq: int) -> Record | None:

@@ -5,7 +5,7 @@ What nobody saw is not made up: of a run that ended while no registry ran it is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -95,8 +95,9 @@ class _Open(msgspec.Struct):
 class Runs:
     """Folds the events of one service, and of the registry itself, into runs.
 
-    `projection` is what the journal comes to before them, at `beginning`, and `spawned` the record with which the
-    run began that there is then, if it is known. Of other services only the times of events are looked at.
+    `projection` is what the journal comes to before them, at `beginning`. `began` is the event with which the run
+    began that there is then, and before it what led to it, newest first and as far as that is known; `led` the same
+    of the event that left the service as it is then. Of other services only the times of events are looked at.
     """
 
     def __init__(
@@ -104,7 +105,9 @@ class Runs:
         name: str,
         projection: Projection,
         beginning: ev.Now,
-        spawned: ev.Record | None = None,
+        *,
+        began: Sequence[ev.Record] = (),
+        led: Sequence[ev.Record] = (),
     ) -> None:
         boot_id = projection.started.boot_id if projection.started is not None else None
         self._name = name
@@ -120,10 +123,27 @@ class Runs:
             del projection.services[other]
         service = projection.services.get(name)
         if service is not None and service.pid is not None:
-            began_ns = spawned.mono_ns - beginning.mono_ns if spawned is not None else None
-            self._found.append(_begun(service, spawned, began_ns))
-            if service.running_ns is not None:
-                self._found[-1].ready_ns = service.running_ns - beginning.mono_ns
+            self._found.append(self._going_on(service, began, beginning))
+        self._recall(led)
+
+    def _going_on(self, service: Service, began: Sequence[ev.Record], beginning: ev.Now) -> _Open:
+        """The run that there is at the beginning."""
+        run = _begun(service)
+        if service.running_ns is not None:
+            run.ready_ns = service.running_ns - beginning.mono_ns
+        if began and isinstance(spawned := began[0].event, ev.Spawned):
+            self._recall(began)
+            run.began_at_ns = began[0].at_ns
+            run.began_ns = began[0].mono_ns - beginning.mono_ns
+            run.started_by = self._behind_start(spawned)
+        return run
+
+    def _recall(self, causes: Sequence[ev.Record]) -> None:
+        """Remember of what happened before only what is known to have led on."""
+        self._asked = self._stopping = self._by_itself = None
+        for record in reversed(causes):
+            if record.service == self._name:
+                self._note(record.event, record)
 
     def fold(self, records: Iterable[ev.Record]) -> None:
         """Take in further records, in order."""

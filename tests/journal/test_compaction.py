@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterable
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,11 @@ from registry.journal.read import (
 )
 from registry.journal.rows import to_record
 from registry.journal.salvage import salvage
+from registry.past.history import history
+from registry.past.report import report
+from registry.questions.history import Run
+from registry.questions.moments import Moment
+from registry.questions.report import Report, ServiceReport
 from tests.simulation.world import Task, World
 
 STORY = runpy.run_path(str(Path(__file__).parents[1] / "golden" / "make_journal_v1.py"))
@@ -204,6 +210,77 @@ async def test_so_it_is_of_journals_of_simulated_trouble(simulated, tmp_path):
         shutil.copy(whole, path)
         await compact(path, horizon)
         judge(path, records, states, horizon)
+
+
+async def test_what_runs_is_told_with_what_was_behind_its_beginning(story, tmp_path):
+    whole, path = tmp_path / "whole.db", tmp_path / "registry.db"
+    await write(whole, story)
+    told = 0
+    for horizon in ends_of_decisions(story)[::3]:
+        shutil.copy(whole, path)
+        await compact(path, horizon)
+        with (
+            closing(open_for_reading(whole)) as before,
+            closing(open_for_reading(path)) as after,
+        ):
+            for name in service_names(after):
+                runs = {each.run: each for each in history(before, name).runs}
+                for run in history(after, name).runs:
+                    assert beginning_of(run) == beginning_of(runs[run.run])
+                    told += run.started_by is not None and run.started_by.event.seq <= horizon
+    assert told > 50
+
+
+def beginning_of(run: Run) -> tuple[Any, ...]:
+    return (run.started, run.ready_s, run.started_by)
+
+
+async def test_of_nothing_that_led_on_an_earlier_cause_is_not_taken_for_it(simulated, tmp_path):
+    whole, path = tmp_path / "whole.db", tmp_path / "registry.db"
+    await write(whole, simulated)
+    for horizon in random.Random(len(simulated)).sample(ends_of_decisions(simulated), 8):
+        shutil.copy(whole, path)
+        await compact(path, horizon)
+        with (
+            closing(open_for_reading(whole)) as before,
+            closing(open_for_reading(path)) as after,
+        ):
+            for name in service_names(after):
+                runs = {each.run: each for each in history(before, name).runs}
+                for run in history(after, name).runs:
+                    was = runs[run.run]
+                    assert run.started_by in (None, was.started_by)
+                    assert run.ended_by in (None, was.ended_by)
+
+
+async def test_the_time_between_what_was_removed_and_the_first_event_is_reported(story, tmp_path):
+    whole, path = tmp_path / "whole.db", tmp_path / "registry.db"
+    await write(whole, story)
+    gaps = [
+        (last, following)
+        for last, following in pairwise(story)
+        if following.at_ns - last.at_ns > 10**9 and last.seq in ends_of_decisions(story)
+    ]
+    assert {type(following.event) for _last, following in gaps} > {ev.RegistryStarted}
+    for last, following in gaps:
+        shutil.copy(whole, path)
+        await compact(path, last.seq)
+        third_ns = (following.at_ns - last.at_ns) // 3
+        moments = [
+            Moment(at_ns, at_ns) for at_ns in (last.at_ns + third_ns, last.at_ns + 2 * third_ns)
+        ]
+        with (
+            closing(open_for_reading(whole)) as before,
+            closing(open_for_reading(path)) as after,
+        ):
+            for until in (moments[1], Moment(story[-1].at_ns, story[-1].at_ns)):
+                told = report(after, since=moments[0], until=until)
+                was = report(before, since=moments[0], until=until)
+                assert declared(told) == declared(was) != []
+
+
+def declared(told: Report) -> list[ServiceReport]:
+    return [each for each in told.services if each.states_s["undeclared"] < told.period.seconds]
 
 
 async def test_again_and_again_it_is_as_if_it_had_been_done_once(story, tmp_path):
