@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from itertools import chain, count
 from typing import Any
 
 CELL_MAX = 60
@@ -47,6 +48,16 @@ def as_csv(columns: Sequence[str], rows: Rows) -> list[str]:
 
 
 def objects(columns: Sequence[str], rows: Rows) -> list[str]:
-    """One JSON object a row. Of columns with one name the last is told."""
-    found = (dict(zip(columns, row, strict=True)) for row in rows)
+    """One JSON object a row."""
+    names = _apart(columns)
+    found = (dict(zip(names, row, strict=True)) for row in rows)
     return [json.dumps(each, ensure_ascii=False, separators=(",", ":")) for each in found]
+
+
+def _apart(columns: Sequence[str]) -> list[str]:
+    """A name for each column: `seq` and, where there is one of that name already, `seq:1`, as SQLite has it."""
+    names: dict[str, None] = {}
+    for column in columns:
+        numbered = (f"{column}:{number}" for number in count(1))
+        names[next(each for each in chain((column,), numbered) if each not in names)] = None
+    return list(names)

@@ -33,3 +33,8 @@ def test_csv_has_everything():
 
 def test_an_object_is_a_row_by_its_columns():
     assert objects(COLUMNS, ROWS[:1]) == ['{"name":"web","count":12}']
+
+
+def test_no_column_is_lost_where_another_has_its_name():
+    columns, row = ("seq", "seq", "seq:1", "seq"), (1, 2, 3, 4)
+    assert objects(columns, [row]) == ['{"seq":1,"seq:1":2,"seq:1:1":3,"seq:2":4}']

@@ -138,7 +138,8 @@ def compact(session: Session, keep: str | None, archive: str | None) -> int:
 def query(session: Session, sql: str, limit: int, as_csv: bool) -> int:
     """Ask the journal in SQL: one select, of its tables and views.
 
-    It is answered by a process beside the registry, which reads only, within 30 s. With --json a row is an object.
+    It is answered by a process beside the registry, which reads only, within 30 s. With --json a row is an object, and
+    a second column of the name seq is seq:1.
 
     \b
     Examples:
