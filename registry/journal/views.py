@@ -58,9 +58,11 @@ FROM (
 ) WHERE type <> 'removed'""",
     "restarts": f"""
 CREATE VIEW restarts AS
-SELECT seq, {_AT.format("at_ns")} AS at, service, run, body ->> '$.reason' AS reason,
-       body ->> '$.attempt' AS attempt, body ->> '$.delay_s' AS delay_s
-FROM events WHERE type = 'restart_scheduled'""",
+SELECT restart.seq, {_AT.format("restart.at_ns")} AS at, restart.service, restart.run,
+       coalesce(ended.body ->> '$.reason', restart.body ->> '$.reason') AS reason,
+       restart.body ->> '$.attempt' AS attempt, restart.body ->> '$.delay_s' AS delay_s
+FROM events AS restart LEFT JOIN events AS ended ON ended.seq = restart.cause
+WHERE restart.type = 'restart_scheduled'""",
     "actions": f"""
 CREATE VIEW actions AS
 SELECT seq, {_AT.format("at_ns")} AS at,

@@ -70,6 +70,16 @@ def test_restarts_and_actions_are_counted(path):
     assert {"start", "stop", "reset", "signal", "reload", "restart"} <= {a for (a,) in asked_for}
 
 
+def test_each_restart_in_a_row_has_the_reason_for_which_the_run_before_it_ended(path):
+    found = rows(
+        path,
+        "select restarts.reason, runs.reason, attempt from restarts join runs using (service, run)",
+    )
+    assert len(found) > 5
+    assert any(attempt > 1 for *_reasons, attempt in found)
+    assert all(restarted == ended for restarted, ended, _attempt in found)
+
+
 def test_a_run_that_nobody_saw_end_has_no_duration(path):
     ((ended, duration_s),) = rows(
         path, "select ended, duration_s from runs where reason = 'lost' and service = 'worker'"
