@@ -239,7 +239,10 @@ class VersionParams(Params, frozen=True):
 
 
 class QueryParams(Params, frozen=True):
-    """One select, and how many rows are answered at most; `is_cut` says whether there are more."""
+    """One select, and how many rows are answered at most; `is_cut` says whether there are more.
+
+    `cut_by` is "limit", "rows" or "size": `limit`, or the most rows or bytes of any answer.
+    """
 
     sql: str
     limit: int = 1000
@@ -468,7 +471,7 @@ ACTIONS: dict[str, Action] = {
             QueryParams,
             Role.OBSERVE,
             "One select in SQL, of the journal's tables and views, read only.",
-            '{"columns":[name],"rows":[[value]],"is_cut"}',
+            '{"columns":[name],"rows":[[value]],"is_cut","cut_by"}',
             (ErrorCode.INVALID_PARAMS, ErrorCode.TIMED_OUT, ErrorCode.JOURNAL_UNREADABLE),
         ),
         Action(

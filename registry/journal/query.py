@@ -10,6 +10,8 @@ import sqlite3
 import time
 from typing import Any, NamedTuple
 
+import msgspec
+
 from registry.journal import anchor, views
 from registry.journal.errors import JournalError
 from registry.journal.opening import Connection
@@ -19,7 +21,7 @@ ROWS, ROWS_MAX = 1000, 100_000
 """Rows that are answered where no limit is asked for, and at most."""
 TIME_S = 30.0
 BYTES_MAX = 8_000_000
-"""Of an answer, about."""
+"""Of the rows of an answer, as they are answered: as JSON."""
 HEAP_MAX = 512_000_000
 VALUE_MAX = 10_000_000
 _TOO_MUCH = f"this takes more than {HEAP_MAX // 10**6} MB of memory; ask for less"
@@ -32,13 +34,18 @@ _ALLOWED = {
     sqlite3.SQLITE_RECURSIVE,
 }
 
+_encode = msgspec.json.Encoder().encode
+
 
 class Answer(NamedTuple):
-    """The names of the columns, and the rows; `is_cut` says that there are more."""
+    """The names of the columns, and the rows; `is_cut` says that there are more, `cut_by` what keeps them out:
+    the "limit" that was asked for, or the most "rows" or the "size" that any answer has.
+    """
 
     columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
     is_cut: bool
+    cut_by: str | None = None
 
 
 class Refused(JournalError):
@@ -90,15 +97,18 @@ def _judge(action: int, _first: str | None, name: str | None, *_more: str | None
     return sqlite3.SQLITE_DENY
 
 
-def _rows(cursor: sqlite3.Cursor, limit: int) -> tuple[list[tuple[Any, ...]], bool]:
+def _rows(cursor: sqlite3.Cursor, limit: int) -> tuple[list[tuple[Any, ...]], bool, str | None]:
     rows: list[tuple[Any, ...]] = []
     size = 0
     for row in cursor:
-        if len(rows) == limit or size > BYTES_MAX:
-            return rows, True
-        rows.append(tuple(map(_plain, row)))
-        size += sum(len(value) if isinstance(value, str) else 8 for value in rows[-1])
-    return rows, False
+        if len(rows) == limit:
+            return rows, True, "rows" if limit == ROWS_MAX else "limit"
+        plain = tuple(map(_plain, row))
+        size += len(_encode(plain)) + len(",")
+        if size > BYTES_MAX:
+            return rows, True, "size"
+        rows.append(plain)
+    return rows, False, None
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,17 @@ CELL_MAX = 60
 
 Rows = Sequence[Sequence[Any]]
 
+_CUT = {
+    "limit": "--limit asks for more",
+    "rows": "an answer has no more rows; ask for less",
+    "size": "an answer has no more than 8 MB; ask for less",
+}
+
+
+def cut(shown: int, by: str | None) -> str:
+    """That there are more rows, and what to do about it."""
+    return f"there are more rows than these {shown}: {_CUT.get(by or 'limit', 'ask for less')}"
+
 
 def table(columns: Sequence[str], rows: Rows) -> list[str]:
     """Aligned columns under their names; numbers to the right."""

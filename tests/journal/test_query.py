@@ -8,6 +8,7 @@ from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from registry.journal import Journal, views
@@ -126,12 +127,22 @@ def test_what_takes_too_long_ends(path):
 
 def test_rows_and_bytes_are_bounded(path, monkeypatch):
     answer = asked(path, "select seq from events order by seq", limit=3)
-    assert answer == (("seq",), [(1,), (2,), (3,)], True)
+    assert answer == (("seq",), [(1,), (2,), (3,)], True, "limit")
     assert not asked(path, "select seq from events", limit=185).is_cut
-    monkeypatch.setattr(bounds, "BYTES_MAX", 1000)
-    answer = asked(path, "select body from events")
-    assert answer.is_cut
-    assert sum(len(body) for (body,) in answer.rows) < 3000
+    monkeypatch.setattr(bounds, "ROWS_MAX", 9)
+    assert asked(path, "select seq from events").cut_by == "rows"
+
+
+@pytest.mark.parametrize("column", ["body", "zeroblob(400)", "char(1) || body"])
+def test_an_answer_is_no_larger_than_it_may_be(column, path, monkeypatch):
+    monkeypatch.setattr(bounds, "BYTES_MAX", 2000)
+    answer = asked(path, f"select {column} from events")
+    assert (answer.is_cut, answer.cut_by) == (True, "size")
+    assert 1000 < len(msgspec.json.encode(answer.rows)) <= 2000 + len("[]")
+
+
+def test_what_is_larger_than_an_answer_is_none(path):
+    assert asked(path, "select zeroblob(9000000) as x") == (("x",), [], True, "size")
 
 
 def test_values_are_as_json_has_them(path):

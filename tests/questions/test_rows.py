@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 
-from registry.questions.rows import CELL_MAX, as_csv, objects, table
+from registry.questions.rows import CELL_MAX, as_csv, cut, objects, table
 
 COLUMNS = ("name", "count")
 ROWS = [("web", 12), ('a\nb,"c"', None), ("x" * 99, 3)]
@@ -33,6 +33,12 @@ def test_csv_has_everything():
 
 def test_an_object_is_a_row_by_its_columns():
     assert objects(COLUMNS, ROWS[:1]) == ['{"name":"web","count":12}']
+
+
+def test_what_is_cut_says_what_to_ask_for():
+    assert cut(5, "limit") == "there are more rows than these 5: --limit asks for more"
+    assert cut(5, "size").endswith("these 5: an answer has no more than 8 MB; ask for less")
+    assert cut(5, None) == cut(5, "limit"), "an earlier registry does not say"
 
 
 def test_no_column_is_lost_where_another_has_its_name():

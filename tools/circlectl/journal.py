@@ -154,7 +154,7 @@ def query(session: Session, sql: str, limit: int, as_csv: bool) -> int:
     shown = rows.objects if session.json else rows.as_csv if as_csv else rows.table
     write(shown(data["columns"], data["rows"]))
     if data["is_cut"]:
-        note(f"there are more rows than these {len(data['rows'])}: --limit asks for more")
+        note(rows.cut(len(data["rows"]), data.get("cut_by")))
     return exits.WELL
 
 

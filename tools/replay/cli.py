@@ -454,7 +454,7 @@ def _print_rows(journal: Connection, sql: str, *, as_csv: bool, as_json: bool) -
     if lines := shown(found.columns, found.rows):
         click.echo("\n".join(lines))
     if found.is_cut:
-        click.echo(f"there are more rows than these {len(found.rows)}: ask for less", err=True)
+        click.echo(rows.cut(len(found.rows), found.cut_by), err=True)
     return 0
 
 
