@@ -42,7 +42,7 @@ from registry.api.growth import Growth, LogLine, Source
 from registry.api.growth import read as read_logs
 from registry.api.listing import Listing
 from registry.api.names import ALL, find, select
-from registry.api.past import Past, PastQuestions, moment_of, moment_or_event
+from registry.api.past import Past, PastQuestions, moment_or_event, period_of
 from registry.api.protocol import Handler
 from registry.core.definition import Check, Definition
 from registry.core.dependencies import is_settled
@@ -434,7 +434,7 @@ def _selection(params: LogsParams) -> Selection:
             ErrorCode.INVALID_PARAMS,
             "follow: goes on from run to run without an end, so it goes without until and run",
         )
-    since, until = moment_of("since", params.since), moment_of("until", params.until)
+    since, until = period_of(params.since, params.until)
     return Selection(since and since.first_ns, until and until.last_ns, params.run)
 
 

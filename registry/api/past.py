@@ -22,7 +22,7 @@ from registry.api.names import api_error
 from registry.api.protocol import Handler
 from registry.host.clock import Clock
 from registry.past.asked import BootOf, DiffOf, HistoryOf, Query, ReportOf, WhyThen
-from registry.questions.moments import AT_EXAMPLES, EXAMPLES, SEQ, At, Moment, at, moment
+from registry.questions.moments import AT_EXAMPLES, EXAMPLES, SEQ, At, Moment, at, moment, swapped
 from registry.questions.refusal import Refusal
 
 RUNS_MAX = 100_000
@@ -72,7 +72,7 @@ class PastQuestions:
         if not 1 <= params.limit <= RUNS_MAX:
             message = f"limit: {params.limit} is not between 1 and {RUNS_MAX}"
             raise ApiError(ErrorCode.INVALID_PARAMS, message)
-        since, until = moment_of("since", params.since), moment_of("until", params.until)
+        since, until = period_of(params.since, params.until)
         return self.ask("history", HistoryOf(params.service, since, until, params.limit))
 
     def _diff(self, params: DiffParams, _peer: Peer) -> Awaitable[msgspec.Raw]:
@@ -83,7 +83,7 @@ class PastQuestions:
         return self.ask("diff", DiffOf(since, until, params.service))
 
     def _report(self, params: ReportParams, _peer: Peer) -> Awaitable[msgspec.Raw]:
-        since, until = moment_of("since", params.since), moment_of("until", params.until)
+        since, until = period_of(params.since, params.until)
         if params.boot and (since or until):
             message = "boot: it is one start; leave out since and until, or write at"
             raise ApiError(ErrorCode.INVALID_PARAMS, message)
@@ -108,6 +108,14 @@ def moment_of(name: str, text: str | None) -> Moment | None:
             f"{name}: '{text[:64]}' is not a time; write for example {EXAMPLES}",
         )
     return found
+
+
+def period_of(since: str | None, until: str | None) -> tuple[Moment | None, Moment | None]:
+    """The moments that two parameters name, of which the first is no later. Raises ApiError."""
+    first, last = moment_of("since", since), moment_of("until", until)
+    if sentence := swapped(first, last):
+        raise ApiError(ErrorCode.INVALID_PARAMS, sentence)
+    return first, last
 
 
 def moment_or_event(text: str, name: str = "at") -> At:

@@ -65,6 +65,13 @@ def moment(text: str, now_ns: int) -> Moment | None:
     return _on_the_clock(match, now_ns) if match else None
 
 
+def swapped(since: Moment | None, until: Moment | None) -> str | None:
+    """A sentence where a period would begin after its end."""
+    if since is None or until is None or since.first_ns <= until.last_ns:
+        return None
+    return "since is later than until: write the earlier time as since"
+
+
 def _ago(match: re.Match[str], now_ns: int) -> Moment | None:
     unit_s = _UNITS_S.get(match["unit"].lower())
     if unit_s is None:

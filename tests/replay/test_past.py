@@ -116,6 +116,10 @@ def test_json_is_what_the_questions_answer(journal: Path, read, replay) -> None:
             1,
             "no start of the registry is in the journal up to event 1",
         ),
+        *(
+            ([*what, "--since", "03:15", "--until", "03:14"], 2, "since is later than until")
+            for what in ([], ["--report"], ["--history", "web"], ["--html", "-"])
+        ),
         (["--report", "--at", "seq:9"], 2, "--report goes without --at: write --since and --until"),
         (
             ["--report", "--boot", "--since", "03:14"],

@@ -257,6 +257,7 @@ def test_what_cannot_be_asked_of_logs_is_refused_with_a_sentence(box):
     box.wait_status("a", "Running")
     for wrong, words in (
         ({"since": "yesterday"}, "since: 'yesterday' is not a time"),
+        ({"since": "03:15", "until": "03:14"}, "since is later than until: write the earlier"),
         ({"run": 2}, "service 'a' has no run 2; its latest is run 1"),
         ({"run": -1}, "has no run -1"),
         ({"follow": True, "run": 1}, "follow: goes on"),

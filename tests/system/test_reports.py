@@ -158,6 +158,8 @@ def test_a_changed_definition_is_told_by_its_keys_and_who_applied_it(box, runnin
         (["history", "wep"], 4, "there is no service 'wep', did you mean 'web'?"),
         (["report", "wep"], 4, "there is no service 'wep', did you mean 'web'?"),
         (["report", "--since", "soon"], 2, "since: 'soon' is not a time"),
+        (["report", "--since", "03:15", "--until", "03:14"], 2, "since is later than until"),
+        (["history", "web", "--since", "0s ago", "--until", "1s ago"], 2, "later than until"),
         (["diff", "seq:3", "seq:2"], 2, "write the earlier first"),
         (["diff", "seq:3", "noon"], 2, "until: 'noon' is no time and no event"),
         (["diff", "seq:3", "seq:99999"], 2, "there is no event 99999"),

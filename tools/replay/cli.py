@@ -255,6 +255,8 @@ def replay(ctx: click.Context, /, **given: Any) -> int:
     """Choose the answer; _HELP says what there is."""
     _refuse_nonsense(ctx)
     asked = _Asked(**given)
+    if sentence := moments.swapped(asked.since, asked.until):
+        raise click.UsageError(sentence)
     path = asked.path
     try:
         journal = open_for_reading(path)
