@@ -10,7 +10,7 @@ from itertools import chain, count
 from typing import Any
 
 CELL_MAX = 60
-"""Characters of a value that a table shows; CSV and JSON have all of it."""
+"""Characters of a value that a table on a terminal shows."""
 
 Rows = Sequence[Sequence[Any]]
 
@@ -26,9 +26,9 @@ def cut(shown: int, by: str | None) -> str:
     return f"there are more rows than these {shown}: {_CUT.get(by or 'limit', 'ask for less')}"
 
 
-def table(columns: Sequence[str], rows: Rows) -> list[str]:
-    """Aligned columns under their names; numbers to the right."""
-    cells = [[_cell(name) for name in columns], *([_cell(value) for value in row] for row in rows)]
+def table(columns: Sequence[str], rows: Rows, cell_max: int | None = None) -> list[str]:
+    """Aligned columns under their names; numbers to the right. What has more characters than `cell_max` is cut."""
+    cells = [[_cell(value, cell_max) for value in row] for row in (columns, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     right = [
         all(isinstance(row[n], int | float | None) for row in rows) for n in range(len(columns))
@@ -40,13 +40,13 @@ def _aligned(cell: str, width: int, is_right: bool) -> str:
     return cell.rjust(width) if is_right else cell.ljust(width)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, most: int | None) -> str:
     if value is None:
         return "-"
     text = str(value)
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return text if len(text) <= CELL_MAX else f"{text[: CELL_MAX - 3]}..."
+    return text if most is None or len(text) <= most else f"{text[: most - 3]}..."
 
 
 def as_csv(columns: Sequence[str], rows: Rows) -> list[str]:

@@ -173,3 +173,25 @@ def test_what_makes_no_sense_is_wrong_usage(fake, circlectl, arguments, said) ->
     ended = circlectl(*arguments)
     assert (ended.status, fake.requests) == (2, [])
     assert said in ended.err
+
+
+# --- query ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("is_terminal", "shown"), [(True, "x" * 57 + "..."), (False, "x" * 99)])
+def test_a_table_of_rows_is_cut_on_a_terminal_alone(
+    fake, circlectl, screen_at, is_terminal, shown
+) -> None:
+    if is_terminal:
+        screen_at(80)
+    fake.answers["query"] = [{"columns": ["body"], "rows": [["x" * 99]], "is_cut": False}]
+    assert circlectl("query", "select body from events").out.splitlines()[1] == shown
+
+
+def test_what_cut_the_rows_is_said(fake, circlectl) -> None:
+    answer = {"columns": ["seq"], "rows": [[1]], "is_cut": True, "cut_by": "size"}
+    fake.answers["query"] = [answer]
+    assert circlectl("query", "select seq from events").err == (
+        "circlectl: there are more rows than these 1:"
+        " an answer has no more than 8 MB; ask for less\n"
+    )

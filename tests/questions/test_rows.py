@@ -11,13 +11,17 @@ ROWS = [("web", 12), ('a\nb,"c"', None), ("x" * 99, 3)]
 
 
 def test_a_table_is_aligned_a_line_a_row_and_shortens_what_is_long():
-    lines = table(COLUMNS, ROWS)
+    lines = table(COLUMNS, ROWS, CELL_MAX)
     assert lines[0] == "name".ljust(CELL_MAX) + "  count"
     assert lines[1] == "web".ljust(CELL_MAX) + "     12"
     assert lines[2].startswith('a\\nb,"c" ')
     assert lines[2].endswith("  -")
     assert "x" * (CELL_MAX - 3) + "...  " in lines[3]
     assert len(lines) == 4
+
+
+def test_a_table_that_is_not_for_a_terminal_has_all_of_it():
+    assert "x" * 99 + "      3" in table(COLUMNS, ROWS)
 
 
 def test_a_table_without_rows_has_its_columns():

@@ -319,3 +319,13 @@ def test_a_row_that_cannot_be_read_ends_the_timeline_with_a_sentence(
     answer = replay(journal)
     assert (answer.status, _numbers(answer.out)) == (1, list(range(1, 20)))
     assert f"circle-replay: {journal}: after event 19 the file cannot be read: " in answer.err
+
+
+def test_a_select_is_answered_in_each_form_and_whole(journal: Path, replay) -> None:
+    sql = "select a.seq, b.seq, b.body from events a join events b on b.seq = a.seq where a.seq = 3"
+    answers = [replay(journal, "--query", sql, *form) for form in ((), ("--csv",), ("--json",))]
+    table, values, rows = (answer.out.splitlines() for answer in answers)
+    told = json.loads(rows[0])
+    assert (told["seq"], told["seq:1"], len(told["body"]) > 60) == (3, 3, True)
+    assert values[0] == "seq,seq,body"
+    assert told["body"] in table[1]

@@ -139,7 +139,7 @@ def query(session: Session, sql: str, limit: int, as_csv: bool) -> int:
     """Ask the journal in SQL: one select, of its tables and views.
 
     It is answered by a process beside the registry, which reads only, within 30 s. With --json a row is an object, and
-    a second column of the name seq is seq:1.
+    a second column of the name seq is seq:1. On a terminal, a table shows 60 characters of a value.
 
     \b
     Examples:
@@ -151,8 +151,11 @@ def query(session: Session, sql: str, limit: int, as_csv: bool) -> int:
         raise click.UsageError("--csv goes without --json: an answer has one form")
     with session.client(QUERY_S) as client:
         data = client.call("query", sql=sql, limit=limit)
-    shown = rows.objects if session.json else rows.as_csv if as_csv else rows.table
-    write(shown(data["columns"], data["rows"]))
+    columns, found = data["columns"], data["rows"]
+    if session.json or as_csv:
+        write((rows.objects if session.json else rows.as_csv)(columns, found))
+    else:
+        write(rows.table(columns, found, rows.CELL_MAX if session.screen.is_terminal else None))
     if data["is_cut"]:
         note(rows.cut(len(data["rows"]), data.get("cut_by")))
     return exits.WELL

@@ -207,7 +207,8 @@ class _Asked(NamedTuple):
     "--query",
     "sql",
     metavar="SQL",
-    help="What a select answers, of the journal's tables and views; with --json an object a row.",
+    help="What a select answers, of the journal's tables and views; with --json an object a row. "
+    "On a terminal, a table shows 60 characters of a value.",
 )
 @click.option("--csv", "as_csv", is_flag=True, help="With --query: comma-separated values.")
 @click.option(
@@ -452,8 +453,12 @@ def _print_events(
 
 def _print_rows(journal: Connection, sql: str, *, as_csv: bool, as_json: bool) -> int:
     found = query(journal, sql, ROWS_MAX, QUERY_S)
-    shown = rows.objects if as_json else rows.as_csv if as_csv else rows.table
-    if lines := shown(found.columns, found.rows):
+    if as_json or as_csv:
+        lines = (rows.objects if as_json else rows.as_csv)(found.columns, found.rows)
+    else:
+        cell_max = rows.CELL_MAX if sys.stdout.isatty() else None
+        lines = rows.table(found.columns, found.rows, cell_max)
+    if lines:
         click.echo("\n".join(lines))
     if found.is_cut:
         click.echo(rows.cut(len(found.rows), found.cut_by), err=True)
