@@ -256,7 +256,9 @@ class ExportParams(Params, frozen=True):
 
 
 class CompactParams(Params, frozen=True):
-    """`keep` is how long events are to stay, such as "30d", else as `[journal] keep` says; `archive` as for export."""
+    """`keep` is how long events are to stay, such as "30d", or "60" for seconds, else as `[journal] keep` says;
+    `archive` as for export.
+    """
 
     keep: str | None = None
     archive: str | None = None

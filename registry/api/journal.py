@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -27,6 +28,9 @@ from registry.journal.export import Exported, export
 from registry.questions.moments import EXAMPLES, moment
 from registry.questions.records import rfc3339
 from registry.registry import NotCommitted, Registry, Unavailable
+
+_SECONDS = re.compile(r"\d{1,18}(?:\.\d{1,18})?", re.ASCII)
+"""A duration without its unit, as a command line has it: in the configuration that is a number."""
 
 
 class Retention(Protocol):
@@ -113,7 +117,7 @@ class JournalHandlers:
                 raise ApiError(ErrorCode.INVALID_PARAMS, message)
             return self._retention.keep_s
         try:
-            return duration(text)
+            return duration(float(text) if _SECONDS.fullmatch(text) else text)
         except Wrong as wrong:
             raise ApiError(ErrorCode.INVALID_PARAMS, f"keep: {wrong}") from None
 

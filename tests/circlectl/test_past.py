@@ -195,3 +195,22 @@ def test_what_cut_the_rows_is_said(fake, circlectl) -> None:
         "circlectl: there are more rows than these 1:"
         " an answer has no more than 8 MB; ask for less\n"
     )
+
+
+# --- journal --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keep_s", "shown"),
+    [(10.0, "10s"), (5400.0, "90m"), (30 * 86400.0, "30d"), (None, "unlimited")],
+)
+def test_how_long_events_stay_is_told_as_it_is_written(fake, circlectl, keep_s, shown) -> None:
+    event = {"seq": 1, "at": "2026-01-02T03:04:05Z", "hash": "e" * 40}
+    fake.answers["journal_info"] = [
+        {
+            **{"path": "x.db", "size": 1, "used": 1, "wal": 0, "events": 1, "schema": 2},
+            **{"first": event, "last": event, "anchor": None, "snapshots": 0, "trouble": None},
+            **{"keep_s": keep_s, "max_size": None, "degraded_since": None},
+        }
+    ]
+    assert f"keep         {shown}" in circlectl("journal", "info").out.splitlines()

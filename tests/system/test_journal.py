@@ -148,6 +148,14 @@ def test_what_is_no_duration_is_refused_by_name(box, keep):
     assert "[journal] keep says nothing" in err
 
 
+@pytest.mark.parametrize("keep", ["60", "60.5", "60s", "1h"])
+def test_a_duration_without_a_unit_is_one_in_seconds(box, keep):
+    box.configure(FLAPS)
+    box.start()
+    answer = circlectl(box, "journal", "compact", "--keep", keep)
+    assert answer == (0, "nothing is older: no event was removed\n", "")
+
+
 def test_an_export_takes_nobodys_file_and_follows_no_link(box):
     box.configure(FLAPS)
     box.start()

@@ -10,10 +10,10 @@ import click
 from registry.questions import rows
 
 from . import exits, words
+from .declaration import duration
 from .session import Session, common, note, write
 from .words import Record, escaped
 
-DAY_S = 86_400
 QUERY_S = 60.0
 """How long an answer in SQL may take: it is given up after 30 s, and may have waited 25 s for others."""
 LONG_S = 3600.0
@@ -64,7 +64,7 @@ def _info(data: Record) -> Iterator[str]:
         else f"what was after event {anchor['seq']}, {words.time_of(anchor['at'])},"
         f" and {anchor['kept']} earlier events that still count",
         "snapshots": f"{data['snapshots']}",
-        "keep": "unlimited" if data["keep_s"] is None else f"{data['keep_s'] / DAY_S:g} d",
+        "keep": "unlimited" if data["keep_s"] is None else str(duration(data["keep_s"])),
         "max_size": "unlimited" if data["max_size"] is None else words.size(data["max_size"]),
         "schema": f"{data['schema']}",
         "written": "yes"
@@ -98,7 +98,9 @@ def export(session: Session, file: str, until: str | None) -> int:
 
 @journal.command()
 @click.option(
-    "--keep", metavar="DURATION", help="How long events stay, such as 30d; else as configured."
+    "--keep",
+    metavar="DURATION",
+    help="How long events stay, such as 30d, 12h, or 60 for seconds; else as configured.",
 )
 @click.option(
     "--archive", metavar="FILE", type=click.Path(), help="Copy what goes into FILE before."
