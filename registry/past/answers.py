@@ -121,25 +121,30 @@ def _report(journal: Connection, asked: ReportOf) -> Report:
 
 
 def _boot(journal: Connection, asked: BootOf) -> Boot:
-    chosen = _chosen(journal, asked.service)
+    chosen = _chosen(journal, asked.service, of_now=True)
     if len(chosen) > 1:
         raise Refusal(INVALID, "service: the longest way leads to one service; name one")
     last = seq_of(journal, asked.at) if asked.at is not None else last_seq(journal)
     return boot(journal, last, chosen[0] if chosen else None)
 
 
-def _chosen(journal: Connection, given: Names) -> list[str]:
+def _chosen(journal: Connection, given: Names, *, of_now: bool = False) -> list[str]:
     """The names that are meant; none where all are."""
-    return [] if given in (None, names.ALL, [names.ALL]) else _named(journal, given or [])
+    if given in (None, names.ALL, [names.ALL]):
+        return []
+    return _named(journal, given or [], of_now=of_now)
 
 
-def _named(journal: Connection, given: str | list[str]) -> list[str]:
-    """The names that are meant, of services that are declared or were. Raises Refusal."""
+def _named(journal: Connection, given: str | list[str], *, of_now: bool = False) -> list[str]:
+    """The names that are meant, of services that are declared or were; a glob `of_now` means none that were.
+
+    Raises Refusal.
+    """
     projection = fold(journal, last_seq(journal))
-    meant = names.select(given, projection)
+    gone = projection.last_runs
+    meant = names.select(given, projection, () if of_now else gone)
     for name in meant:
-        was = Selection(services=(name,))
-        if name not in projection.services and not latest(journal, was, 1):
+        if name not in projection.services and name not in gone:
             raise names.unknown(name, projection)
     return meant
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from registry.core.events import Record
+from registry.core.events import Record, Removed
 from registry.journal.opening import Connection
 from registry.journal.read import Selection, latest, records_of
 from registry.past.then import Then
-from registry.questions.refusal import INVALID, Refusal
-from registry.questions.why import Why, why_event, why_service
+from registry.questions.refusal import INVALID, UNKNOWN, Refusal
+from registry.questions.why import Why, why_event, why_removed, why_service
 
 _FEW = 50
 
@@ -32,9 +32,16 @@ class _Journal:
 
 
 def why(journal: Connection, state: Then, name: str) -> Why:
-    """Why a service was as it was in `state`. Raises Refusal, JournalError."""
-    service = state.find(name)
-    return why_service(service, state.projection.services, _Journal(journal, state.seq))
+    """Why a service was as it was in `state`, or no longer declared. Raises Refusal, JournalError."""
+    evidence, projection = _Journal(journal, state.seq), state.projection
+    if name in projection.last_runs:
+        records = evidence.newest(name)
+        removed = next((each for each in records if isinstance(each.event, Removed)), None)
+        if removed is None:
+            message = f"service '{name}' was removed, and when is no longer in the journal"
+            raise Refusal(UNKNOWN, message)
+        return why_removed(removed, projection.services, evidence)
+    return why_service(state.find(name), projection.services, evidence)
 
 
 def why_seq(journal: Connection, state: Then) -> Why:

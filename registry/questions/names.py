@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from fnmatch import translate
 
 from registry.core.projection import Projection
@@ -22,9 +22,10 @@ _WORD_MAX = 256
 """Characters of one: matching a glob may take the square of them."""
 
 
-def select(given: str | list[str], projection: Projection) -> list[str]:
+def select(given: str | list[str], projection: Projection, gone: Collection[str] = ()) -> list[str]:
     """The names that are meant, each once, in the order asked for. One that is no service's stays as it is.
 
+    A glob, and what instances share, also mean services of `gone`, those that are no longer declared.
     Raises Refusal where nothing is given, or a glob or tag fits no service.
     """
     words = [given] if isinstance(given, str) else given
@@ -33,8 +34,8 @@ def select(given: str | list[str], projection: Projection) -> list[str]:
     if len(words) > WORDS_MAX or any(len(word) > _WORD_MAX for word in words):
         message = f"service: {WORDS_MAX} words of {_WORD_MAX} characters are the most"
         raise Refusal(INVALID, message)
-    names = list(dict.fromkeys(name for word in words for name in _meant(word, projection)))
-    strange = [name for name in names if name not in projection.services]
+    names = list(dict.fromkeys(name for word in words for name in _meant(word, projection, gone)))
+    strange = [n for n in names if n not in projection.services and n not in gone]
     if len(strange) > _STRANGE_MAX:  # to look for what each might mean takes its time
         message = f"{len(strange)} of these are no services: {_shortened(strange)}"
         raise Refusal(UNKNOWN, message)
@@ -57,8 +58,8 @@ def unknown(name: str, projection: Projection) -> Refusal:
     return Refusal(UNKNOWN, f"there is no service '{name[:64]}', {hint}")
 
 
-def _meant(word: str, projection: Projection) -> list[str]:
-    if word in projection.services:
+def _meant(word: str, projection: Projection, gone: Collection[str]) -> list[str]:
+    if word in projection.services or word in gone:
         return [word]
     services = list(projection.in_order())
     if word == ALL:
@@ -72,9 +73,10 @@ def _meant(word: str, projection: Projection) -> list[str]:
     if _GLOB & set(word):
         # fnmatch itself remembers 32,768 patterns, some 100 MB of them: whatever clients ever asked for
         fits = re.compile(translate(word)).match
-        fitting = [service.name for service in services if fits(service.name)]
+        fitting = [name for name in (*(each.name for each in services), *gone) if fits(name)]
         return fitting or _refuse(f"no service is called like '{word[:64]}'")
     instances = [service.name for service in services if service.definition.instance_of == word]
+    instances += [name for name in gone if name.startswith(f"{word}@")]
     return instances or [word]
 
 

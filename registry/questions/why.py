@@ -116,6 +116,20 @@ def why_event(record: ev.Record, services: Services, evidence: Evidence) -> Why:
     )
 
 
+def why_removed(record: ev.Record, services: Services, evidence: Evidence) -> Why:
+    """Why a service is no longer declared: it went with this event. `services` are those of now."""
+    chain = _Chain(services, evidence)
+    chain.of_event(record)
+    return Why(
+        subject=f"{record.service} is no longer declared since {_time(record.at_ns)}",
+        service=record.service,
+        status=None,
+        since=rfc3339(record.at_ns),
+        because=tuple(chain.links),
+        chain=tuple(chain.seen),
+    )
+
+
 def told(answer: Why) -> Iterator[str]:
     """The answer as lines for people; what is indented belongs to what is not."""
     yield answer.subject
@@ -160,6 +174,11 @@ class _Chain:
             self._take(entered, None)
             self.follow(entered)
         return entered
+
+    def of_event(self, record: ev.Record) -> None:
+        """Follow an event that is itself a cause: of what is no longer there."""
+        self._take(record, None)
+        self.follow(record)
 
     def _awaited(self, service: Service) -> Service | None:
         """The first service whose being otherwise than needed keeps this one from starting."""
@@ -405,6 +424,8 @@ class _Words:
                 return f"{who} was declared"
             case ev.Redefined():
                 return f"{who} was declared differently"
+            case ev.Removed():
+                return f"{who} was removed"
             case ev.RegistryStarted():
                 return f"the registry {'started' if event.fresh else 'took over'} (pid {event.pid})"
             case ev.ResetRequested():

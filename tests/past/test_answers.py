@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -136,3 +137,34 @@ def test_a_moment_goes_over_the_wire_and_back():
     for at in (7, Moment(-5, 7)):
         sent = msgspec.json.encode(kind(at))
         assert msgspec.json.decode(sent, type=kind).at == at  # type: ignore[attr-defined]
+
+
+# --- services that were removed, and words that mean several -----------------------------------
+
+
+def test_why_of_a_service_that_was_removed_tells_who_removed_it(ask):
+    told = ask("why", service="mailer")
+    assert told["subject"] == "mailer is no longer declared since 2026-01-02 03:02:05Z"
+    assert [each["sentence"] for each in told["because"]] == [
+        "it was removed by uid 0 (circlectl, pid 4711)"
+    ]
+    assert (told["chain"], told["status"]) == ([78], None)
+    assert ask("why", service="mailer", at=77)["status"] == "Stopped"
+    code, message = ask("why", service="mailer", at=3)
+    assert (code, "there is no service 'mailer'" in message) == ("unknown_service", True)
+
+
+def test_a_glob_also_means_services_that_were_removed(ask):
+    assert [each["service"] for each in ask("history", service="m*")] == ["migrate", "mailer"]
+    told = ask("report", service=["mail*"])["services"]
+    assert [(each["service"], each["declared"]) for each in told] == [("mailer", False)]
+    assert ask("boot", service="m*")["seq"], "it is of one service: of those that are declared"
+
+
+def test_of_one_whose_removal_was_removed_too_no_more_is_said():
+    compacted = Path(__file__).parents[1] / "golden" / "journal-v2.db"
+    with closing(open_for_reading(compacted)) as connection:
+        with pytest.raises(Refusal, match="when is no longer in the journal") as refused:
+            answer(connection, "why", b'{"service": "mailer"}')
+        assert refused.value.code == "unknown_service"
+        assert answer(connection, "history", b'{"service": "mailer"}') != b"[]"

@@ -181,6 +181,12 @@ def test_a_service_that_is_no_longer_declared_has_its_history(box, running) -> N
     assert web["runs"][0]["ended_by"]["event"]["reason"] == "removed"
     (told,) = asked(box, "report", "web")["services"]
     assert told["declared"] is False
+    assert [each["service"] for each in asked(box, "history", "w*b")] == ["web"]
+    assert [each["service"] for each in asked(box, "report", "w?b")["services"]] == ["web"]
+    gone, *because = circlectl(box, "why", "web").stdout.splitlines()
+    assert gone.startswith("web is no longer declared since 20")
+    assert because[0].startswith("  because it was removed (event ")
+    assert f"by uid {os.getuid()} (" in because[-1]
 
 
 def test_bad_parameters_are_refused_over_the_socket(box, running) -> None:
