@@ -8,6 +8,7 @@ from registry.core.events import Record, Removed
 from registry.journal.opening import Connection
 from registry.journal.read import Selection, latest, records_of
 from registry.past.then import Then
+from registry.questions import names
 from registry.questions.refusal import INVALID, UNKNOWN, Refusal
 from registry.questions.why import Why, why_event, why_removed, why_service
 
@@ -41,7 +42,7 @@ def why(journal: Connection, state: Then, name: str) -> Why:
             message = f"service '{name}' was removed, and when is no longer in the journal"
             raise Refusal(UNKNOWN, message)
         return why_removed(removed, projection.services, evidence)
-    return why_service(state.find(name), projection.services, evidence)
+    return why_service(state.find(names.one(name, projection)), projection.services, evidence)
 
 
 def why_seq(journal: Connection, state: Then) -> Why:

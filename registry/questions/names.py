@@ -42,6 +42,15 @@ def select(given: str | list[str], projection: Projection, gone: Collection[str]
     return names
 
 
+def one(name: str, projection: Projection) -> str:
+    """A name, of which it is not said that it is a service's. Raises Refusal for a word that means several or may."""
+    meant = select(name, projection)
+    if meant == [name]:
+        return name
+    message = f"service: this is asked of one service, and '{name}' means {_shortened(meant)}"
+    raise Refusal(INVALID, f"{message}; name one")
+
+
 def find(name: str, projection: Projection) -> Service:
     """The service called `name`. Raises Refusal."""
     service = projection.services.get(name)

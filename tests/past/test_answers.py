@@ -168,3 +168,19 @@ def test_of_one_whose_removal_was_removed_too_no_more_is_said():
             answer(connection, "why", b'{"service": "mailer"}')
         assert refused.value.code == "unknown_service"
         assert answer(connection, "history", b'{"service": "mailer"}') != b"[]"
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "words"),
+    [
+        ("w*", "invalid_params", "asked of one service, and 'w*' means web, worker; name one"),
+        ("migrat?", "invalid_params", "'migrat?' means migrate; name one"),
+        ("all", "invalid_params", "'all' means migrate, web, worker, "),
+        ("x*", "unknown_service", "no service is called like 'x*'"),
+        ("tag:x", "unknown_service", "no service has the tag 'x'"),
+        ("wbe", "unknown_service", "there is no service 'wbe', did you mean 'web'?"),
+    ],
+)
+def test_why_of_a_word_that_may_mean_several_names_them(ask, word, code, words):
+    refused, message = ask("why", service=word)
+    assert (refused, words in message) == (code, True)

@@ -9,7 +9,7 @@ import pytest
 
 from registry.core.definition import Definition
 from registry.core.projection import Projection
-from registry.questions.names import select
+from registry.questions.names import one, select
 from registry.questions.refusal import Refusal
 
 
@@ -33,6 +33,21 @@ def projection() -> Projection:
 )
 def test_words_mean_each_service_once(projection, given, means):
     assert select(given, projection) == means
+
+
+def test_globs_and_what_instances_share_also_mean_what_is_gone(projection):
+    projection.add(Definition(name="app@1", cmd=("x",), instance_of="app"))
+    gone = ("app@2", "web-1")
+    assert select("web*", projection, gone) == ["web", "web-2", "web-1"]
+    assert select("app", projection, gone) == ["app@1", "app@2"]
+    assert select("all", projection, gone) == select("all", projection)
+
+
+def test_a_word_that_means_several_is_not_one(projection):
+    projection.add(Definition(name="app@1", cmd=("x",), instance_of="app"))
+    assert [one(word, projection) for word in ("web", "app@1", "strange")]
+    with pytest.raises(Refusal, match="one service, and 'app' means app@1; name one"):
+        one("app", projection)
 
 
 @pytest.mark.parametrize(

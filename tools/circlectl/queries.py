@@ -222,6 +222,8 @@ def _branch(screen: Screen, branch: Branch) -> str:
 def why(session: Session, what: str, at: str | None) -> int:
     """Say why a service is as it is, or why an event happened.
 
+    NAME is one service: a pattern, tag:TAG, all, or what instances have in common is refused with those it means.
+
     The causes come newest first. "because" is said of recorded causes, of orders that decided what came, and of
     waiting that the rules impose. What merely happened to a dependency within the minute before is told as "meanwhile".
 
