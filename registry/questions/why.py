@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 from signal import Signals
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -19,6 +19,7 @@ from registry.core.definition import Definition
 from registry.core.dependencies import unmet
 from registry.core.lifecycle import Reason, State
 from registry.core.service import UP, Service
+from registry.questions.causes import Evidence, cause_of, latest_order, signal_name
 from registry.questions.outlook import Next, Services, next_of
 from registry.questions.records import event_record, last_words, rfc3339
 from registry.questions.timeline import by, happened, printable
@@ -31,16 +32,6 @@ CHAIN_MAX = 200
 """Links of the longest chain that is told."""
 MEANWHILE_MAX = 5
 LINES_MAX = 5
-
-
-class Evidence(Protocol):
-    """The journal, up to the moment that is asked about."""
-
-    def record(self, seq: int) -> ev.Record | None:
-        """The event of a number."""
-
-    def newest(self, service: str) -> Iterator[ev.Record]:
-        """The events of a service, newest first."""
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -89,7 +80,7 @@ def why_service(service: Service, services: Services, evidence: Evidence) -> Why
 def _next(service: Service, services: Services, evidence: Evidence) -> Next | None:
     """What comes next, and whose word that is where it is not that of what made it stop."""
     coming = next_of(service, services)
-    order = _latest_order(evidence.newest(service.name))
+    order = latest_order(evidence.newest(service.name))
     if coming is None or order is None or service.state is not State.STOPPING:
         return coming
     as_asked = f"{coming.sentence}, as asked{by(order.actor)} (event {order.seq})"
@@ -207,50 +198,8 @@ class _Chain:
         return entered
 
     def parent(self, record: ev.Record) -> ev.Record | None:
-        """What led to an event: whoever ordered it, else its recorded cause."""
-        if record.service is not None and (decided := self._decided(record)) is not None:
-            return decided
-        return self._evidence.record(record.cause) if record.cause is not None else None
-
-    def _decided(self, record: ev.Record) -> ev.Record | None:
-        """What decided an event of a service beside its recorded cause, or in place of one."""
-        event, before = record.event, self._before(record)
-        match event:
-            case ev.GroupEmptied():  # where it goes then is for the last word of anybody to say
-                return _latest_order(before)
-            case ev.DependentsGone():  # that is only what its stop waited for
-                return next((r for r in before if isinstance(r.event, ev.StopRequested)), None)
-            case ev.Exited() if event.signal is not None and event.source is not State.STOPPING:
-                return self._sent(_signal(event.signal), record)
-            case ev.ProbeChanged() if event.ok:  # it is owed to its run's having been started
-                return next((r for r in before if _begins(r, record.run)), None)
-            case _:
-                return None
-
-    def _before(self, record: ev.Record) -> Iterator[ev.Record]:
-        """The events of its service before it, newest first."""
-        return (r for r in self._evidence.newest(record.service or "") if r.seq < record.seq)
-
-    def _sent(self, signal: str, ended: ev.Record) -> ev.Record | None:
-        """The request by which the registry had sent a run that signal when it ended by it."""
-        service = self.services.get(ended.service or "")
-        reload = service.definition.reload if service else None
-        undone: set[int] = set()
-        for record in self._before(ended):
-            event = record.event
-            if record.run != ended.run:
-                return None
-            if isinstance(event, ev.RequestDone) and event.error is not None:
-                undone.add(event.request)
-            is_it = isinstance(event, ev.SignalRequested) and event.signal == signal
-            is_it |= (
-                isinstance(event, ev.ReloadRequested)
-                and reload is not None
-                and reload.signal == signal
-            )
-            if is_it and record.seq not in undone:
-                return record
-        return None
+        """What led to an event."""
+        return cause_of(record, self.services, self._evidence)
 
     def notable(self, name: str, until: ev.Record) -> Iterator[Link]:
         """What happened to a service up to an event, not long before it and to no order, newest first."""
@@ -278,21 +227,6 @@ class _Chain:
         words = _Words(record, self.parent(record), self.services, child)
         if not words.goes_without_saying():
             self.links.append(_link(record, words.sentence()))
-
-
-def _latest_order(newest: Iterator[ev.Record]) -> ev.Record | None:
-    """The last order to a service that was stopping already."""
-    for record in newest:
-        event = record.event
-        if isinstance(event, ev.Moved) and event.source is not State.STOPPING:
-            return None
-        if isinstance(event, ev.StartRequested | ev.StopRequested | ev.RestartRequested):
-            return record
-    return None
-
-
-def _begins(record: ev.Record, run: int | None) -> bool:
-    return record.run == run and isinstance(record.event, ev.Spawned)
 
 
 def _link(record: ev.Record, sentence: str) -> Link:
@@ -485,7 +419,7 @@ class _Words:
             return f"could not be started: {event.message}{run}"
         if event.signal is None:
             return f"exited with code {event.exit_code}{_as_a_shell(event.exit_code)}{run}"
-        return f"was ended by {_signal(event.signal)}{self._sender(event)}{run}"
+        return f"was ended by {signal_name(event.signal)}{self._sender(event)}{run}"
 
     def _sender(self, event: ev.Exited) -> str:
         """Who sent the signal, as far as the rules tell: the registry sends its own, at their times, and no other."""
@@ -505,7 +439,7 @@ class _Words:
         passed_s = (self._record.mono_ns - self._cause.mono_ns) / _NS
         if is_kill and passed_s >= stop.timeout_s:
             return f" from the registry, after its stop timeout of {stop.timeout_s:g} s"
-        return " from the registry" if _signal(event.signal or 0) == stop.signal else ""
+        return " from the registry" if signal_name(event.signal or 0) == stop.signal else ""
 
     def _schedule(self, event: ev.RestartScheduled) -> str:
         policy = f" ({self._definition.restart.policy.value})" if self._definition else ""
@@ -538,18 +472,11 @@ def _relation(name: str, to: str | None, services: Services) -> str:
     return ""
 
 
-def _signal(number: int) -> str:
-    try:
-        return Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"signal {number}"
-
-
 def _as_a_shell(code: int | None) -> str:
     """What a shell, or what acts like one, means by a code above 128."""
     if code is None or code - 128 not in set(Signals):
         return ""
-    return f", by which a shell tells of {_signal(code - 128)}"
+    return f", by which a shell tells of {signal_name(code - 128)}"
 
 
 # --- what is beside the chain ---------------------------------------------------------------------
