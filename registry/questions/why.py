@@ -315,6 +315,8 @@ class _Words:
         record, event = self._record, self._record.event
         match event:
             case ev.StartRequested():
+                if event.reason is Reason.AUTOSTART and record.actor is not None:  # who applied it
+                    return f"{who} was started as declared (autostart)"
                 return f"{who} {_START.get(event.reason, 'was started')}"
             case ev.StopRequested():
                 return f"{who} {_STOP.get(event.reason, 'was stopped')}"
@@ -451,15 +453,15 @@ class _Words:
 _START = {
     Reason.AUTOSTART: "starts with the registry (autostart)",
     Reason.REQUIRED: "is needed by one that was started",
-    Reason.REDEFINED: "was declared differently, and so is tried again",
+    Reason.REDEFINED: "was started again as it was declared differently",
 }
 _STOP = {
     Reason.SHUTDOWN: "was stopped for the end of the registry",
-    Reason.REMOVED: "is no longer declared",
+    Reason.REMOVED: "was taken out of the configuration",
 }
 _RESTART = {
     Reason.DEPENDENCY: "follows what it depends on",
-    Reason.REDEFINED: "is declared differently, which takes a new run",
+    Reason.REDEFINED: "was restarted as it was declared differently",
 }
 
 

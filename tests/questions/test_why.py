@@ -155,6 +155,10 @@ def _stopped_by_an_operator(story):
     story.tell("lone", inp.Stop(actor=ANA))
 
 
+def _applied_anew(story):
+    story.tell("lone", inp.Start(reason=Reason.AUTOSTART, actor=ANA))
+
+
 def _started_while_it_stops(story):
     _stopped_by_an_operator(story)
     story.tell("lone", inp.Start(actor=BOB))
@@ -395,6 +399,15 @@ TABLE: list[tuple[Callable, str, list[str]]] = [
         ],
     ),
     (
+        _applied_anew,
+        "lone",
+        [
+            "lone is Starting",
+            "it was started as declared (autostart) by uid 1000 (psql, pid 4711)",
+            "next its process is made",
+        ],
+    ),
+    (
         _started_while_it_stops,
         "lone",
         [
@@ -502,7 +515,7 @@ TABLE: list[tuple[Callable, str, list[str]]] = [
         [
             "lone is Running",
             "it became ready (run 2)",
-            "it is declared differently, which takes a new run by uid 1000 (psql, pid 4711)",
+            "it was restarted as it was declared differently by uid 1000 (psql, pid 4711)",
         ],
     ),
     (
