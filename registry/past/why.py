@@ -25,8 +25,8 @@ class _Journal:
     def record(self, seq: int) -> Record | None:
         return records_of(self._connection, [seq]).get(seq) if seq <= self._last else None
 
-    def newest(self, service: str) -> Iterator[Record]:
-        last, count = self._last, _FEW
+    def newest(self, service: str, last: int | None = None) -> Iterator[Record]:
+        last, count = self._last if last is None else min(last, self._last), _FEW
         while found := latest(self._connection, Selection(last=last, services=(service,)), count):
             yield from reversed(found)
             last, count = found[0].seq - 1, 1000

@@ -21,15 +21,14 @@ class Evidence(Protocol):
     def record(self, seq: int) -> ev.Record | None:
         """The event of a number."""
 
-    def newest(self, service: str) -> Iterator[ev.Record]:
-        """The events of a service, newest first."""
+    def newest(self, service: str, last: int | None = None) -> Iterator[ev.Record]:
+        """The events of a service, newest first, from event `last` on where that is given."""
 
 
 def cause_of(record: ev.Record, services: Services, evidence: Evidence) -> ev.Record | None:
     """Whoever ordered what happened, else the recorded cause; None where there is neither."""
     if record.service is not None:
-        newest = evidence.newest(record.service)
-        before = (each for each in newest if each.seq < record.seq)
+        before = evidence.newest(record.service, record.seq - 1)
         if (decided := _decided(record, before, services)) is not None:
             return decided
     return evidence.record(record.cause) if record.cause is not None else None

@@ -57,8 +57,8 @@ class Records:
     def record(self, seq: int) -> ev.Record | None:
         return self.records[seq - 1] if 0 < seq <= len(self.records) else None
 
-    def newest(self, service: str) -> Iterator[ev.Record]:
-        return (record for record in reversed(self.records) if record.service == service)
+    def newest(self, service: str, last: int | None = None) -> Iterator[ev.Record]:
+        return (record for record in reversed(self.records[:last]) if record.service == service)
 
 
 def ask(story, name: str | None = None, seq: int | None = None) -> Why:
