@@ -157,7 +157,8 @@ class LogsParams(Params, frozen=True):
 
     `since` and `until` are times, such as "2026-01-02T03:04:05Z", "03:14" or "5m ago"; `run` is the number of a run,
     0 the present one, -1 the one before it: of these all lines that there are, or the last `lines`. With
-    `stamps`, and of several services, a line is an object.
+    `stamps`, and of several services, a line is an object. Where no index tells, lines come that may have been
+    written then, or by that run: their `run` is null.
     """
 
     service: str | list[str]

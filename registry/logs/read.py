@@ -26,6 +26,8 @@ READ_MAX = 1 << 18
 LINE_MAX = 1 << 16
 """A line without an end is given out in pieces of this many bytes."""
 
+RUN_MAX = (1 << 64) - 1
+"""The highest number of a run that an index can hold."""
 
 LAST_LINES = 20
 LAST_BYTES = 4096
@@ -37,19 +39,27 @@ LAST_INDEX = 1 << 16
 
 
 class Selection(NamedTuple):
-    """Which lines: written from `first_ns` to `last_ns` (UTC), by `run`; None does not choose."""
+    """Which lines: written from `first_ns` to `last_ns` (UTC), by `run`; None does not choose.
+
+    Where no index tells, those are taken that may have been written then, or by that run.
+    """
 
     first_ns: int | None = None
     last_ns: int | None = None
     run: int | None = None
 
     def takes(self, span: Span) -> bool:
-        """Whether bytes of the span may have been written then, and were by that run."""
+        """Whether bytes of the span may have been written then, and by that run."""
         begins_late = (
             self.last_ns is not None and span.first_ns is not None and span.first_ns > self.last_ns
         )
         ends_early = self.first_ns is not None and span.last_ns + RESOLUTION_NS <= self.first_ns
-        return not begins_late and not ends_early and self.run in (None, span.run)
+        return not begins_late and not ends_early and self._takes_run(span)
+
+    def _takes_run(self, span: Span) -> bool:
+        if self.run is None or span.run is not None:
+            return self.run in (None, span.run)
+        return span.lowest <= self.run <= span.highest
 
 
 class Line(NamedTuple):
@@ -253,6 +263,8 @@ def _select(
     if lines <= 0:
         return []
     stream = _Stream(parts, index_most)
+    if selection.run is not None and index_most == SIZE_MAX:
+        stream.guess_runs()
     if selection == Selection():
         begin, end = stream.place_before_end(len(_last_bytes(parts, lines))), stream.end
     else:
@@ -308,6 +320,22 @@ class _Stream:
             if selection.takes(span)
         ]
         return (taken[0][0], taken[-1][1]) if taken else (self.end, self.end)
+
+    def guess_runs(self) -> None:
+        """Say of bytes that no index knows between which runs they stand: those may have written them."""
+        lowest, highest = 1, RUN_MAX
+        for number in range(len(self._parts)):
+            spans = self._spans_of(number)
+            for place, span in enumerate(spans):
+                lowest = span.run or lowest
+                spans[place] = span._replace(lowest=lowest)
+        for number in reversed(range(len(self._parts))):
+            spans = self._spans_of(number)
+            for place, span in reversed(list(enumerate(spans))):
+                highest = span.run or highest
+                # runs count from 1 again where the journal was taken away
+                bounds = (span.lowest, highest) if span.lowest <= highest else (1, RUN_MAX)
+                spans[place] = span._replace(lowest=bounds[0], highest=bounds[1])
 
     def lines(self, begin: _Place, end: _Place) -> Iterator[tuple[bytes, Span, bool]]:
         """The lines that begin in between: each with the span of its first byte, and whether it has ended."""

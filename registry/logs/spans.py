@@ -13,7 +13,8 @@ SIZE_MAX = 1 << 24
 class Span(NamedTuple):
     """The bytes from `start` to `end` of a file: when they were written, and by which run.
 
-    Without an index `run` is None, and so is `first_ns` where no older file says when this one began.
+    Without an index `run` is None, and so is `first_ns` where no older file says when this one began;
+    `lowest` to `highest` are then the runs that may have written it, as far as its neighbours tell.
     """
 
     start: int
@@ -21,6 +22,8 @@ class Span(NamedTuple):
     first_ns: int | None
     last_ns: int
     run: int | None
+    lowest: int = 0
+    highest: int = 0
 
 
 def spans(path: str, number: int, inode: int, size: int, most: int = SIZE_MAX) -> list[Span]:

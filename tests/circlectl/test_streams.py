@@ -95,6 +95,26 @@ def test_chosen_lines_come_as_they_were_written_and_doubt_is_said(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["web", "--run", "3"], "they stand where that run may have written"),
+        (["web", "--run", "3", "-t"], "they stand where that run may have written"),
+        (["web", "-t", "--since", "03:14"], "they are chosen by the times of their file"),
+        (["web", "-t"], "when they were written, and by which run, is not known"),
+        (["web", "db"], "where they stand among those of others is a guess"),
+    ],
+)
+def test_what_no_index_knows_is_said_however_lines_are_chosen(
+    fake, circlectl, arguments, said
+) -> None:
+    fake.answers["logs"] = [[stamped("web", "one", None), stamped("web", "two")]]
+    err = f"circlectl: some of these lines have no index: {said}\n"
+    assert circlectl("logs", *arguments).err == err
+    fake.answers["logs"] = [[stamped("web", "two")]]
+    assert circlectl("logs", *arguments).err == ""
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ([], "Missing argument 'NAME...'"),

@@ -181,7 +181,7 @@ def _judge_chosen(
 ) -> None:
     _judge_lines([each.text for each in chosen], count, written)
     for each in chosen:
-        assert selection.run in (None, each.run), "a line of another run"
+        assert None in (selection.run, each.run) or selection.run == each.run, "of another run"
 
 
 def _judge_writing(files: _Files, chance: Random) -> None:

@@ -138,8 +138,35 @@ def test_without_an_index_a_file_is_chosen_by_its_time_and_says_nothing_of_runs(
     os.utime(path, (2000, 2000))
     assert texts(path, first_ns=1500 * S) == ["new"]
     assert texts(path, last_ns=500 * S) == ["old"]
-    assert texts(path, run=1) == []
+    assert texts(path, run=1) == ["old", "new"]
+    assert last_words(path, run=1) == []
     assert [(line.at_ns, line.run) for line in select(path, 9, Selection())] == [(None, None)] * 2
+
+
+def test_lines_that_no_index_knows_are_of_a_run_between_those_known_beside_them(path, told) -> None:
+    """Five files, of runs 1, 1 and 2, 2 and 3, and so on: what one index told is missing."""
+    everything = [f"run {r} says {n}" for r in (1, 2, 3) for n in range(5)]
+    Path(index_path(str(path), 2)).unlink()
+    unknown = [line.text for line in select(path, 99, Selection()) if line.run is None]
+    assert 0 < len(unknown) < len(everything)
+    for run in (1, 2, 3):
+        said = texts(path, run=run)
+        assert said == [text for text in everything if text in said]
+        assert {text for text in everything if f"run {run} " in text} <= set(said)
+        assert all(f"run {run} " in text or text in unknown for text in said)
+    assert texts(path, run=4) == []
+
+
+def test_where_runs_were_counted_anew_what_no_index_knows_may_be_of_each(
+    path, output, clock
+) -> None:
+    for run in (7, 8, 1):
+        log = LogFile(str(path), 10, 9)
+        say(log, output, run, f"told by {run}\n")
+        log.close()
+    Path(index_path(str(path), 1)).unlink()
+    assert texts(path, run=8) == ["told by 8"]
+    assert texts(path, run=1) == ["told by 8", "told by 1"]
 
 
 def test_the_index_of_another_file_is_no_index(path, told) -> None:
@@ -218,8 +245,7 @@ def test_an_index_that_cannot_be_written_loses_no_line(path, output, clock) -> N
     log = LogFile(str(path), 1000, 3)
     say(log, output, 1, "kept\n")
     log.close()
-    assert texts(path) == ["kept"]
-    assert texts(path, run=1) == []
+    assert [(line.text, line.run) for line in select(path, 9, Selection())] == [("kept", None)]
 
 
 def test_last_words_are_few(path, output, clock, monkeypatch) -> None:

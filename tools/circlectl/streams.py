@@ -143,6 +143,7 @@ def logs(
         else:
             data = session.call("logs", **asked)
             session.show(data, lambda: _stamped(data, one, times=times))
+            _note_unknown(data, asked, times=times)
     except RegistryError as error:
         if error.code != "not_running":
             raise
@@ -158,8 +159,23 @@ def _plain_logs(session: Session, name: str, asked: dict[str, Any]) -> None:
     data = session.call("logs", **asked)
     told, lines = _plain(data, name)
     session.show(told, lambda: lines)
-    if is_chosen and any(line["run"] is None for line in data):
-        note("some of these lines have no index: they are chosen by the times of their file")
+    if is_chosen:
+        _note_unknown(data, asked, times=False)
+
+
+def _note_unknown(data: list[Record], asked: dict[str, Any], *, times: bool) -> None:
+    """Say of lines that no index knows what that means for what was asked."""
+    if all(line["run"] is not None for line in data):
+        return
+    if "run" in asked:
+        how = "they stand where that run may have written"
+    elif asked.keys() & {"since", "until"}:
+        how = "they are chosen by the times of their file"
+    elif times:
+        how = "when they were written, and by which run, is not known"
+    else:
+        how = "where they stand among those of others is a guess"
+    note(f"some of these lines have no index: {how}")
 
 
 def _follow_logs(session: Session, one: str | None, *, times: bool, asked: dict[str, Any]) -> None:
