@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import heapq
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
 import msgspec
 
-from registry.logs.read import Follower, Line, Selection, select, select_and_follow
+from registry.api.actions import ApiError, ErrorCode
+from registry.logs.read import Follower, Line, Selection, select, select_and_follow, tail
 from registry.questions.records import rfc3339
 
 
@@ -34,12 +36,37 @@ class Source(msgspec.Struct, frozen=True):
     selection: Selection = Selection()
 
 
+_REMEDIES = {
+    errno.EINVAL: "move it away: only the log's own files may have its names",
+    errno.EACCES: "let the registry's user read it",
+}
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """Answer in a sentence where a file of a log cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.filename or 'a file of the log'} cannot be read: {error.strerror}"
+        remedy = _REMEDIES.get(error.errno or 0)
+        raise ApiError(ErrorCode.NO_LOGS, f"{what}; {remedy}" if remedy else what) from None
+
+
+@_refused()
+def last_lines(path: Path, lines: int) -> list[str]:
+    """The last `lines` lines of one log, as they are."""
+    return tail(path, lines)
+
+
+@_refused()
 def read(sources: Sequence[Source], lines: int) -> list[LogLine]:
     """The last `lines` of the lines that are wanted, in the order of their times."""
     found = [(s.service, select(s.path, lines, s.selection)) for s in sources]
     return _merged(found, lines)
 
 
+@_refused()
 def _read_and_follow(
     sources: Sequence[Source], lines: int, followers: list[tuple[str, Follower]]
 ) -> list[LogLine]:
@@ -134,6 +161,7 @@ async def _in_a_thread(read_lines: Callable[[], list[LogLine]]) -> list[LogLine]
         raise
 
 
+@_refused()
 def _read_new(followers: list[tuple[str, Follower]]) -> list[LogLine]:
     at = rfc3339(time.time_ns())
     return [

@@ -38,7 +38,7 @@ from registry.api.actions import (
 )
 from registry.api.commands import Commands, actor_of
 from registry.api.events import Events, EventSource
-from registry.api.growth import Growth, LogLine, Source
+from registry.api.growth import Growth, LogLine, Source, last_lines
 from registry.api.growth import read as read_logs
 from registry.api.listing import Listing
 from registry.api.names import ALL, find, select
@@ -52,7 +52,7 @@ from registry.core.service import Service
 from registry.host.capabilities import FALLBACKS, Capabilities
 from registry.host.health import Attempt
 from registry.journal import SQLITE_VERSION
-from registry.logs.read import Selection, tail
+from registry.logs.read import Selection
 from registry.logs.target import LogTarget
 from registry.past.asked import GraphThen, ListThen, StatusThen
 from registry.questions.graph import graph
@@ -225,7 +225,7 @@ class Handlers:
             pages = self._growth.follow(sources, lines)
             return _plain_pages(pages) if is_plain else pages
         if is_plain and selection == Selection():
-            return await asyncio.to_thread(tail, sources[0].path, lines)
+            return await asyncio.to_thread(last_lines, sources[0].path, lines)
         found = await asyncio.to_thread(read_logs, sources, lines)
         return [each.line for each in found] if is_plain else found
 

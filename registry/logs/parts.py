@@ -6,7 +6,9 @@ A damaged compressed file ends where the damage begins.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -29,8 +31,7 @@ class Part:
     def __init__(self, path: Path, number: int, name: str) -> None:
         self._path = str(path)
         self.number = number
-        self._fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
-        self.stat = os.fstat(self._fd)
+        self._fd, self.stat = _opened(name)
         self._unpacker = _Unpacker(self._fd) if name.endswith(GZ) else None
         self.size = self._unpacked_size() if self._unpacker else self.stat.st_size
 
@@ -150,6 +151,16 @@ def open_all(path: Path) -> list[Part]:
             return parts
         close_all(parts)
     return _open_once(path)
+
+
+def _opened(name: str) -> tuple[int, os.stat_result]:
+    """A file, and what it is like; raises OSError where it is none, and never waits for a FIFO's writer."""
+    fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", name)
+    return fd, found
 
 
 def close_all(parts: list[Part]) -> None:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 COUNT = """
 import sys, time
@@ -265,6 +267,20 @@ def test_what_cannot_be_asked_of_logs_is_refused_with_a_sentence(box):
         error = box.ask("logs", service="a", **wrong)["error"]
         assert error["code"] == "invalid_params"
         assert words in error["message"]
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_among_those_of_a_log_is_named(box, make):
+    box.configure('[[service]]\nname = "a"\ncmd = ["sh", "-c", "echo up; exec sleep 1000"]\n')
+    box.start()
+    box.wait_for(lambda: box.log("a"), "it has spoken")
+    wrong = box.folder / "var" / "log" / "a.log.2.gz"
+    make(wrong)
+    for how in ({}, {"run": 1}, {"follow": True}):
+        error = box.ask("logs", service="a", **how)["error"]
+        assert error["code"] == "no_logs"
+        assert error["message"].startswith(f"{wrong} cannot be read: not a regular file; move it")
+    assert "Traceback" not in box.errors.read_text()
 
 
 def test_the_last_words_of_a_run_that_ended_ill_are_in_the_journal(box):
