@@ -7,6 +7,7 @@ import functools
 import pwd
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -120,34 +121,44 @@ class Commands:
     async def _signal(self, params: SignalParams, peer: Peer) -> Any:
         name = _signal_name(params.signal)
         given = inp.Signal(actor=actor_of(peer), signal=name)
-        accepted = await self._ask_all(self._names(params.service), given, _takes_requests)
-        return await self._carried_out(accepted, SIGNAL_WAIT_S)
+        names = self._names(params.service)
+        outcomes = await self._ask_each(names, given, _takes_requests)
+        return await self._carried_out(names, outcomes, SIGNAL_WAIT_S)
 
     async def _reload(self, params: ReloadParams, peer: Peer) -> Any:
         given = inp.Reload(actor=actor_of(peer))
-        accepted = await self._ask_all(self._names(params.service), given, _takes_reload)
-        return (
-            await self._carried_out(accepted, params.timeout) if params.wait else _items(accepted)
-        )
+        names = self._names(params.service)
+        outcomes = await self._ask_each(names, given, _takes_reload)
+        if params.wait:
+            return await self._carried_out(names, outcomes, params.timeout)
+        return _items(_all_accepted(names, outcomes))
 
-    async def _carried_out(self, accepted: list[Accepted], timeout_s: float) -> Any:
+    async def _carried_out(
+        self, names: list[str], outcomes: list[Accepted | ApiError], timeout_s: float
+    ) -> Any:
+        """Wait until what was accepted is carried out; of several, what became of each is told."""
         services = self._registry.committed.services
+        accepted = [outcome for outcome in outcomes if isinstance(outcome, Accepted)]
 
         def is_under_way(each: Accepted) -> bool:
             service = services.get(each.service)
             return service is not None and any(r.seq == each.seq for r in service.requests)
 
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._registry.until(lambda: not any(map(is_under_way, accepted)))
-        except TimeoutError:
-            slow = ", ".join(each.service for each in accepted if is_under_way(each))
-            message = f"not carried out within {timeout_s:g} s: {slow}"
-            raise ApiError(ErrorCode.TIMED_OUT, message) from None
-        failures = [f"{each.service}: {error}" for each in accepted if (error := self._error(each))]
-        if failures:
-            raise ApiError(ErrorCode.REQUEST_FAILED, "; ".join(failures), _items(accepted))
-        return _items(accepted)
+
+        def ended(each: Accepted) -> Accepted | ApiError:
+            prefix = "" if len(names) > 1 else f"{each.service}: "
+            if is_under_way(each):
+                why = f"{prefix}not carried out within {timeout_s:g} s"
+                return ApiError(ErrorCode.TIMED_OUT, why)
+            error = self._error(each)
+            return ApiError(ErrorCode.REQUEST_FAILED, f"{prefix}{error}") if error else each
+
+        return _items(
+            _all_accepted(names, [o if isinstance(o, ApiError) else ended(o) for o in outcomes])
+        )
 
     def _error(self, each: Accepted) -> str | None:
         """What went wrong with a request that is under way no more."""
@@ -161,23 +172,22 @@ class Commands:
     def _names(self, given: str | list[str]) -> list[str]:
         return select(given, self._registry.committed)
 
-    async def _ask_all(
+    async def _ask_all(self, names: Sequence[str], given: inp.Command) -> list[Accepted]:
+        return _all_accepted(names, await self._ask_each(names, given))
+
+    async def _ask_each(
         self,
         names: Sequence[str],
         given: inp.Command,
         refusal: Callable[[Service], ApiError | None] = lambda _service: None,
-    ) -> list[Accepted]:
-        """Ask each service. One refused where only one was asked is that error; of several, each is told."""
+    ) -> list[Accepted | ApiError]:
         # asked in the order in which they start: what one needs is under way before it is asked
         order = reversed(self._registry.graph.stop_order(reversed(names)))
         asked = {
             name: asyncio.ensure_future(self._ask(name, given, refusal))
             for name in (names if isinstance(given, inp.Stop) else [n for n in order if n in names])
         }
-        outcomes = await asyncio.gather(*(asked[name] for name in names))
-        if any(isinstance(outcome, ApiError) for outcome in outcomes):
-            raise _partial(names, outcomes)
-        return [outcome for outcome in outcomes if isinstance(outcome, Accepted)]
+        return list(await asyncio.gather(*(asked[name] for name in names)))
 
     async def _ask(
         self, name: str, given: inp.Command, refusal: Callable[[Service], ApiError | None]
@@ -263,10 +273,15 @@ def _items(accepted: list[Accepted]) -> list[dict[str, Any]]:
     return [_item(each) for each in accepted]
 
 
-def _partial(names: Sequence[str], outcomes: list[Accepted | ApiError]) -> ApiError:
-    """One service asked for and refused is that error; of several, each is told."""
+def _all_accepted(names: Sequence[str], outcomes: list[Accepted | ApiError]) -> list[Accepted]:
+    """What was accepted, where all of it was. One service asked for is its error; of several, each is told."""
+    failed = [
+        name for name, each in zip(names, outcomes, strict=True) if isinstance(each, ApiError)
+    ]
+    if not failed:
+        return [each for each in outcomes if isinstance(each, Accepted)]
     if len(outcomes) == 1 and isinstance(outcomes[0], ApiError):
-        return outcomes[0]
+        raise outcomes[0]
     told = [
         {"name": name, "ok": True, "error": None, **_item(outcome)}
         if isinstance(outcome, Accepted)
@@ -279,7 +294,5 @@ def _partial(names: Sequence[str], outcomes: list[Accepted | ApiError]) -> ApiEr
         }
         for name, outcome in zip(names, outcomes, strict=True)
     ]
-    refused = ", ".join(
-        name for name, outcome in zip(names, outcomes, strict=True) if isinstance(outcome, ApiError)
-    )
-    return ApiError(ErrorCode.PARTIAL_FAILURE, f"not for every service: {refused} refused", told)
+    message = f"not for every service: it failed for {', '.join(failed)}"
+    raise ApiError(ErrorCode.PARTIAL_FAILURE, message, told)

@@ -220,7 +220,11 @@ def test_a_request_refused_by_some_tells_each(fake, circlectl, refusal) -> None:
     items = [_item("web"), _item("db", "service_not_running")]
     fake.answers["signal"] = [refusal("partial_failure", "not for every service", items)]
     ended = circlectl("signal", "web", "db", "HUP")
-    assert ended == (3, "web: signal accepted (seq 9)\n", "circlectl: db: no db\n")
+    assert ended == (3, "web: signal HUP sent\n", "circlectl: db: no db\n")
+    items = [_item("web"), _item("db", "request_failed")]
+    fake.answers["reload"] = [refusal("partial_failure", "not for every service", items)]
+    ended = circlectl("reload", "web", "db")
+    assert ended == (1, "web: reloaded\n", "circlectl: db: no db\n")
 
 
 @pytest.mark.parametrize("arguments", [["signal", "web", "HUP"], ["reload", "web"]])

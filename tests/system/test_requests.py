@@ -246,6 +246,29 @@ def test_a_reload_that_fails_says_how_and_the_service_runs_on(box):
     assert not box.events("none", "reload_requested")
 
 
+def test_of_several_reloads_each_that_was_carried_out_is_told_beside_those_that_were_not(box):
+    begin(
+        box,
+        service("well", SLEEP, command("while [ ! -e go ]; do sleep 0.02; done; touch done")),
+        service("fails", SLEEP, command("touch go; exit 3")),
+        service("slow", SLEEP, command("sleep 1000")),
+        service("none", SLEEP),
+    )
+    names = ["well", "fails", "none"]
+    for name in (*names, "slow"):
+        box.wait_status(name, "Running")
+    answer = box.ask("reload", service=names)["error"]
+    assert answer["code"] == "partial_failure"
+    well, fails, none = answer["data"]
+    assert (well["name"], well["ok"], well["error"]) == ("well", True, None)
+    assert (box.folder / "done").exists()
+    assert fails["error"] == {"code": "request_failed", "message": "sh ended with 3"}
+    assert none["error"]["code"] == "no_reload"
+    answer = box.ask("reload", service=["well", "slow"], timeout=0.5)["error"]
+    assert [item["ok"] for item in answer["data"]] == [True, False]
+    assert answer["data"][1]["error"]["code"] == "timed_out"
+
+
 def test_a_reload_need_not_be_waited_for_and_ends_with_its_run(box):
     begin(box, service("web", SLEEP, command("while [ ! -e go ]; do sleep 0.02; done")))
     box.wait_status("web", "Running")

@@ -289,21 +289,31 @@ def _request(
     try:
         data = session.call(command, service=services(names), **params)
     except RegistryError as error:
-        return _failed(session, command, error, asked_at)
-    bold = session.screen.bold
-    session.show(data, lambda: [f"{bold(escaped(i['name']))}: {escaped(done)}" for i in data])
+        return _failed(session, command, error, asked_at, done)
+    session.show(data, lambda: _done(session.screen, done, data))
     return exits.WELL
 
 
-def _failed(session: Session, command: str, error: RegistryError, asked_at: datetime) -> int:
+def _done(screen: Screen, done: str, items: Iterable[Record]) -> Iterator[str]:
+    return (f"{screen.bold(escaped(item['name']))}: {escaped(done)}" for item in items)
+
+
+def _failed(
+    session: Session,
+    command: str,
+    error: RegistryError,
+    asked_at: datetime,
+    done: str | None = None,
+) -> int:
     """Show what is known of each service; the exit status."""
     tells_each = error.code in _TOLD_EACH and isinstance(error.data, list)
     items = error.data if tells_each else []
     if session.json or not items:
         session.complain(error)
     else:
-        done = [item for item in items if item.get("ok", True)]
-        write(outcomes(session.screen, command, done, asked_at))
+        well = [item for item in items if item.get("ok", True)]
+        screen = session.screen
+        write(_done(screen, done, well) if done else outcomes(screen, command, well, asked_at))
         refused = [item for item in items if not item.get("ok", True)]
         for item in refused:
             note(f"{item['name']}: {_message(item)}")
