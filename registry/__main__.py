@@ -8,6 +8,7 @@ import importlib.util
 import logging
 import signal
 import sys
+import time
 from pathlib import Path
 
 from registry import __version__
@@ -90,16 +91,28 @@ def _run(options: argparse.Namespace) -> int:
             return validate(path)
         config = load(path)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        _refuse(str(error), options)
         return EX_CONFIG
     if options.starts:
         import registry.daemon  # noqa: F401  everything that it needs can be imported
 
         return 0
     if options.watch and importlib.util.find_spec("watchfiles") is None:
-        print(_NO_WATCHFILES, file=sys.stderr)
+        _refuse(_NO_WATCHFILES, options)
         return EX_UNAVAILABLE
     return _serve(config, path, options.log_format, watches=options.watch)
+
+
+def _refuse(told: str, options: argparse.Namespace) -> None:
+    """Say why nothing begins, in the form of the log; as text each line stands by itself."""
+    from registry.daemon_log import Format, formatted
+
+    format_ = Format(options.log_format)
+    if format_ is Format.TEXT or options.validate:
+        print(told, file=sys.stderr)
+        return
+    for line in told.splitlines():
+        sys.stderr.write(formatted(format_, "ERROR", line, time.time()))
 
 
 def _serve(config: object, path: Path, log_format: str, *, watches: bool) -> int:

@@ -12,6 +12,7 @@ import queue
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -26,6 +27,19 @@ class Format(StrEnum):
     TEXT = "text"
     TIME = "time"
     JSON = "json"
+
+
+def formatted(
+    format_: Format, level: str, text: str, at_s: float, fields: Mapping[str, Any] | None = None
+) -> str:
+    """One line, with its end."""
+    if format_ is Format.TEXT:
+        return f"[{level}] {text}\n"
+    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at_s))
+    at = f"{seconds}.{int(at_s % 1 * 1000):03d}Z"
+    if format_ is Format.TIME:
+        return f"{at} [{level}] {text}\n"
+    return json.dumps({"at": at, "level": level, "message": text, **(fields or {})}) + "\n"
 
 
 class DaemonLog(logging.Handler):
@@ -68,16 +82,7 @@ class DaemonLog(logging.Handler):
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + logging.Formatter().formatException(record.exc_info)
-        return self._formatted(level, text, record.created, getattr(record, "fields", {}))
-
-    def _formatted(self, level: str, text: str, at_s: float, fields: dict[str, Any]) -> str:
-        if self._format is Format.TEXT:
-            return f"[{level}] {text}\n"
-        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at_s))
-        at = f"{seconds}.{int(at_s % 1 * 1000):03d}Z"
-        if self._format is Format.TIME:
-            return f"{at} [{level}] {text}\n"
-        return json.dumps({"at": at, "level": level, "message": text, **fields}) + "\n"
+        return formatted(self._format, level, text, record.created, getattr(record, "fields", None))
 
     def _write_lines(self) -> None:
         while (line := self._queue.get()) is not None:
@@ -85,7 +90,7 @@ class DaemonLog(logging.Handler):
             try:
                 if dropped:
                     text = f"{dropped} lines of this log were dropped"
-                    sys.stderr.write(self._formatted("WARN", text, time.time(), {}))
+                    sys.stderr.write(formatted(self._format, "WARN", text, time.time()))
                 sys.stderr.write(line)
                 sys.stderr.flush()
             except (OSError, ValueError):

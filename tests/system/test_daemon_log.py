@@ -132,6 +132,22 @@ def test_what_cannot_be_is_a_json_line_too(box):
     assert (lines[-1]["level"], str(box.journal) in lines[-1]["message"]) == ("ERROR", True)
 
 
+def test_what_is_wrong_with_the_file_is_told_in_the_form_of_the_log(box):
+    box.configure('[[service]]\nname = "a"\ncmd = ["sleep"]\nrestrat = 1\nusr = 2\n')
+    arguments = ("--config", "etc/services.toml", "--log-format")
+    status, told = box.run(*arguments, "json")
+    lines = [json.loads(line) for line in told.splitlines()]
+    assert (status, [line["level"] for line in lines]) == (78, ["ERROR", "ERROR"])
+    assert lines[0]["message"].startswith("etc/services.toml:7: service 'a': unknown key")
+    status, told = box.run(*arguments, "time")
+    assert [line.partition("Z ")[2][:33] for line in told.splitlines()] == [
+        "[ERROR] etc/services.toml:7: serv",
+        "[ERROR] etc/services.toml:8: serv",
+    ]
+    _, told = box.run("--config", "etc/none.toml", "--log-format", "json")
+    assert "etc/none.toml" in json.loads(told)["message"]
+
+
 def test_nothing_is_said_while_nothing_happens(box):
     box.configure(SERVICES)
     box.start()
