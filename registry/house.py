@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -24,8 +25,29 @@ _DESCRIPTORS_OF_ONE, _DESCRIPTORS_OF_OURS = 3, 256
 _DESCRIPTOR = re.compile("[0-9]{1,9}")
 
 
+_REMEDIES = {
+    errno.EEXIST: "move away what is no folder",
+    errno.ENOTDIR: "move away what is no folder",
+    errno.EISDIR: "move that folder away",
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there",
+    errno.EROFS: "have it mounted writable",
+}
+
+
 class Held(Exception):
     """Another registry holds the journal; the text says which."""
+
+
+class Unusable(OSError):
+    """A file or folder of ours cannot be had; the text says which, why, and what to do."""
+
+    def __init__(self, path: Path, what: str, error: OSError) -> None:
+        remedy = _REMEDIES.get(error.errno or 0, f"let the registry's user write in {path.parent}")
+        super().__init__(
+            f"{path} cannot be {what}: {error.strerror}; {remedy},"
+            " or name a [journal] path in another folder"
+        )
 
 
 class Inherited(NamedTuple):
@@ -57,14 +79,19 @@ def leave(lock: int, listener: int) -> None:
 
 
 def lock(journal: Path) -> int:
-    """Hold the lock of the journal's folder for as long as the descriptor is open. Raises Held, OSError.
+    """Hold the lock of the journal's folder for as long as the descriptor is open. Raises Held, Unusable, OSError.
 
     The folder's, not the journal's: key, gate and keeper are the folder's, too.
     """
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(
-        journal.with_name("registry.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-    )
+    folder, path = journal.parent, journal.with_name("registry.lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unusable(folder, "made", error) from None
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Unusable(path, "written", error) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -95,12 +122,14 @@ def file_of(path: str) -> tuple[int, int] | None:
 
 
 def digest_key(folder: Path) -> bytes:
-    """The random key of this registry's digests, made once; only its owner can read it."""
+    """The random key of this registry's digests, made once; only its owner can read it. Raises Unusable."""
     path = folder / "digest.key"
     try:
         key = path.read_bytes()
     except FileNotFoundError:
         key = b""
+    except OSError as error:
+        raise Unusable(path, "read", error) from None
     if len(key) == KEY_BYTES:
         return key
     key = os.urandom(KEY_BYTES)
@@ -130,7 +159,7 @@ class Writer(msgspec.Struct, frozen=True):
 
 
 def remember(folder: Path, writer: Writer) -> None:
-    """Keep in `folder` who writes the journal. Raises OSError."""
+    """Keep in `folder` who writes the journal. Raises Unusable."""
     _write(folder / _WRITER, msgspec.json.encode(writer))
 
 
@@ -143,14 +172,17 @@ def remembered(folder: Path) -> Writer | None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Replace a file that only its owner can read, whole or not at all. Raises OSError."""
+    """Replace a file that only its owner can read, whole or not at all. Raises Unusable."""
     fresh = path.with_suffix(".new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
-    fresh.rename(path)
+    try:
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        fresh.rename(path)
+    except OSError as error:
+        raise Unusable(path, "written", error) from None
 
 
 def make_room(services: int) -> None:

@@ -126,7 +126,9 @@ class Beginning:
         try:
             house.remember(self._path.parent, house.Writer(self.journal_id, started))
         except OSError as error:
-            _log.warning("%s; should the journal be damaged, what runs would not be found", error)
+            _log.warning(
+                "%s; without it what runs is not found where the journal is damaged", error
+            )
         return registry.committed.seq
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -13,6 +14,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+
+from registry import house
+from registry.core.events import RegistryStarted
 
 SLEEP = 'cmd = ["sleep", "1000"]'
 GOOD = f'[[service]]\nname = "a"\n{SLEEP}\n'
@@ -433,6 +437,51 @@ def test_a_life_that_was_busy_leaves_a_snapshot_from_which_the_next_one_begins(b
     box.start()
     assert box.service("a")["run"] == 2
     assert [each["name"] for each in box.data("list_services")] == ["a"]
+
+
+STARTED = RegistryStarted(boot_id="", pid_namespace="", pid=1, version="", fresh=True)
+REMEDY = "or name a [journal] path in another folder"
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("var", "cannot be made: File exists; move away what is no folder"),
+        ("var/registry.lock", "cannot be written: Is a directory; move that folder away"),
+        ("var/digest.key", "cannot be read: Is a directory; move that folder away"),
+    ],
+)
+def test_what_is_in_the_way_in_its_own_folder_is_told_in_one_sentence(box, what, said):
+    box.configure(GOOD)
+    path = box.folder / what
+    path.touch() if what == "var" else path.mkdir(parents=True)
+    status, told = box.run("--config", "etc/services.toml")
+    assert (status, one_sentence(told)) == (EX_UNAVAILABLE, f"[ERROR] {path} {said}, {REMEDY}")
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (errno.EACCES, "let the registry's user write in {folder}"),
+        (errno.ENOSPC, "make room there"),
+    ],
+)
+def test_what_cannot_be_written_in_its_own_folder_is_named_with_a_remedy(
+    tmp_path, monkeypatch, code, remedy
+):
+    def refuse(*_given: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "open", refuse)
+    for ask, name in (
+        (lambda: house.lock(tmp_path / "registry.db"), "registry.lock"),
+        (lambda: house.digest_key(tmp_path), "digest.key"),
+        (lambda: house.remember(tmp_path, house.Writer("", STARTED)), "registry.id"),
+    ):
+        with pytest.raises(house.Unusable) as told:
+            ask()
+        how = f"cannot be written: {os.strerror(code)}; {remedy.format(folder=tmp_path)}"
+        assert str(told.value) == f"{tmp_path / name} {how}, {REMEDY}"
 
 
 def test_sigkill_leaves_no_lock_behind(box):
