@@ -19,6 +19,7 @@ import msgspec
 from registry.config import Complaint, Config, ConfigError, Lines, load
 from registry.core.definition import Definition
 from registry.core.lifecycle import Reason
+from registry.host import cgroup
 from registry.host.activation import UNIX
 from registry.host.launch import DEFAULT_PATH, LaunchError, find_program, obstacles
 
@@ -90,6 +91,7 @@ def _in_the_way(
     for socket in definition.sockets:
         if socket.address.startswith(UNIX):
             yield from _folder_missing(socket.address.removeprefix(UNIX), "sockets")
+    yield from cgroup.impossible(definition.limits)
     if os.geteuid() != 0:
         yield from _privileges(definition)
 

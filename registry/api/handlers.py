@@ -49,6 +49,7 @@ from registry.core.dependencies import is_settled
 from registry.core.events import Actor, Defined, Record, Redefined, Spawned
 from registry.core.lifecycle import State
 from registry.core.service import Service
+from registry.host import cgroup
 from registry.host.capabilities import FALLBACKS, Capabilities
 from registry.host.health import Attempt
 from registry.journal import SQLITE_VERSION
@@ -256,7 +257,7 @@ class Handlers:
                 {
                     "name": name,
                     "available": getattr(self._capabilities, name),
-                    "what": what,
+                    "what": what + (cgroup.in_words() if name == "cgroup" else ""),
                     "otherwise": other,
                 }
                 for name, (what, other) in FALLBACKS.items()

@@ -16,9 +16,11 @@ import errno
 import logging
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+from registry.core.definition import Limits
 from registry.core.lifecycle import Reason
 from registry.host.launch import Launch, LaunchError
 
@@ -43,6 +45,37 @@ def find() -> Path | None:
         return None
     own = own_path(membership, mounts)
     return own if own is not None and _is_writable(own) and _is_delegated(own) else None
+
+
+def lacking(own: Path) -> list[str]:
+    """The controllers that a limit may take and that a cgroup does not have."""
+    return sorted({*_CONTROLLERS.values()} - _words(own / "cgroup.controllers"))
+
+
+def in_words() -> str:
+    """Which limits cannot be kept in our own cgroup; nothing where all can be, or it is not ours."""
+    own = find()
+    if own is None or not (names := lacking(own)):
+        return ""
+    return f"; {own} lacks {', '.join(names)}, so limits that take those are refused"
+
+
+def impossible(limits: Limits) -> Iterator[LaunchError]:
+    """The limits asked for that no cgroup of this machine can keep, whoever runs the registry."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape")
+    except OSError:
+        mounts = ""
+    mount = next((found for line in mounts.split("\n") if (found := _mount_of(line))), None)
+    for key, controller in _asked(limits):
+        if mount is None:
+            why = "there is none here"
+        elif controller in lacking(Path(mount[1])):
+            why = f"{mount[1]} has no controller '{controller}'"
+        else:
+            continue
+        error = refused(key, why)
+        yield LaunchError(error.reason, error.message, "limits")
 
 
 def own_path(membership: str, mounts: str) -> Path | None:
@@ -193,8 +226,8 @@ def refuse(launch: Launch) -> LaunchError:
     return refused(key, f"the registry has none, so no controller '{controller}'")
 
 
-def _asked(launch: Launch) -> list[tuple[str, str]]:
-    """The limits asked for: key and controller."""
+def _asked(launch: Launch | Limits) -> list[tuple[str, str]]:
+    """The limits asked for by a launch, or in a definition: key and controller."""
     return [
         (f"limits.{field}", controller)
         for field, controller in _CONTROLLERS.items()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from registry.config import Config
+from registry.host import cgroup
 from registry.validate import EX_CONFIG, machine_complaints, validate
 
 TEXT = """\
@@ -148,6 +149,23 @@ def test_validate_answers_with_words_and_an_exit_status(
     assert captured.out == out
     assert captured.err.startswith(err)
     assert bool(captured.err) == bool(err)
+
+
+def test_limits_that_no_cgroup_of_this_machine_keeps_are_named(
+    read: Callable[[str], Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    text = '[[service]]\nname = "a"\ncmd = ["/bin/sh"]\nlimits.pids_max = 9\nlimits.cpu_max = 1\n'
+    (tmp_path / "cgroup.controllers").write_text("cpu memory\n")
+    found: list[tuple[str, str] | None] = [("/", str(tmp_path)), None]
+    monkeypatch.setattr(cgroup, "_mount_of", lambda _line: found[0])
+    (complaint,) = machine_complaints(read(text), {})
+    why = f"limits.pids_max takes a delegated cgroup v2, but {tmp_path} has no controller 'pids'; "
+    assert str(complaint).startswith(f"etc/services.toml:4: service 'a': limits: {why}")
+    found.pop(0)
+    assert [str(each).split()[4] for each in machine_complaints(read(text), {})] == [
+        "limits.cpu_max",
+        "limits.pids_max",
+    ]
 
 
 def test_a_file_without_a_fault_needs_no_second_look(read: Callable[[str], Config]):

@@ -95,6 +95,18 @@ def test_what_cannot_be_written_to_is_not_ours(own, monkeypatch):
     assert cgroup.find() is None
 
 
+def test_what_our_cgroup_lacks_is_named(own, monkeypatch):
+    monkeypatch.setattr(cgroup, "own_path", lambda *_texts: own)
+    (own / "cgroup.controllers").write_text("cpuset io memory pids\n")
+    assert cgroup.in_words() == f"; {own} lacks cpu, so limits that take those are refused"
+    (own / "cgroup.controllers").write_text("hugetlb\n")
+    assert cgroup.lacking(own) == ["cpu", "memory", "pids"]
+    (own / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
+    assert cgroup.in_words() == ""
+    monkeypatch.setattr(cgroup, "own_path", lambda *_texts: None)
+    assert cgroup.in_words() == ""
+
+
 # ourselves
 
 
