@@ -394,7 +394,9 @@ class Handlers:
         self._refuse_when_closing()
         trouble = await self._administration.upgrade()
         if trouble is not None:
-            raise ApiError(ErrorCode.NOT_READY, f"cannot upgrade: {trouble}")
+            told = trouble.splitlines()
+            more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
+            raise ApiError(ErrorCode.NOT_READY, f"cannot upgrade: {told[0]}{more}", told)
 
     def _refuse_when_closing(self) -> None:
         if self._registry.closing:

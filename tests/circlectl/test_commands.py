@@ -233,6 +233,14 @@ def test_requests_as_json_are_the_answer(fake, circlectl, arguments) -> None:
     assert json.loads(circlectl(*arguments, "--json").out) == DONE
 
 
+def test_an_upgrade_that_cannot_be_tells_each_reason_on_a_line(fake, circlectl, refusal) -> None:
+    fake.answers["version"] = [{"started_at": LATER, "degraded_since": None}]
+    reasons = ["a.toml:1: this", "a.toml:2: that"]
+    fake.answers["upgrade"] = [refusal("not_ready", f"cannot upgrade: {reasons[0]} (...)", reasons)]
+    said = "".join(f"circlectl: cannot upgrade: {why}\n" for why in reasons)
+    assert circlectl("upgrade") == (1, "", said)
+
+
 def test_shutdown_says_what_begins(fake, circlectl) -> None:
     fake.answers["shutdown"] = [None]
     said = "the registry stops its services, and ends\n"

@@ -246,6 +246,10 @@ def test_a_wrong_configuration_refuses_the_upgrade_and_nothing_happens(box):
     assert answer["error"]["code"] == "not_ready"
     assert "services.toml" in answer["error"]["message"]
     assert "cmd" in answer["error"]["message"]
+    box.configure('[[service]]\nname = "up"\ncmd = 7\nusr = 8\n')
+    error = box.ask("upgrade")["error"]
+    assert error["message"] == f"cannot upgrade: {error['data'][0]} (and 1 more)"
+    assert len(error["data"]) == 2
     after = box.data("version")
     assert (after["started_at"], after["pid"]) == (before["started_at"], daemon)
     assert box.service("up")["pid"] == pid

@@ -221,7 +221,14 @@ def upgrade(session: Session) -> int:
       circlectl upgrade
     """
     before = session.call("version")["started_at"]
-    session.call("upgrade")
+    try:
+        session.call("upgrade")
+    except RegistryError as error:
+        if session.json or not isinstance(error.data, list):
+            raise
+        for why in error.data:
+            note(f"cannot upgrade: {why}")
+        return exits.of_code(error.code)
     after = _begun_after(session, before)
     version, pid = escaped(after["version"]), after["pid"]
     session.show(after, lambda: [f"the registry is {version} now, PID {pid}; its services went on"])
