@@ -57,6 +57,16 @@ def test_wait_has_a_timeout_with_a_unit(fake, circlectl, arguments, timeout_s) -
     assert fake.requests[0]["timeout"] == timeout_s
 
 
+@pytest.mark.parametrize("command", [["start", "web"], ["reload", "web"], ["apply"]])
+def test_who_gives_a_timeout_waits_hardly_longer_for_a_registry_that_is_mute(
+    fake, circlectl, stream, monkeypatch, command
+) -> None:
+    monkeypatch.setattr("circlectl.session.GRACE_S", 0.1)
+    fake.answers[command[0]] = [stream([], stays=True)]
+    said = "circlectl: the registry did not answer within 0.3 s\n"
+    assert circlectl(*command, "--timeout", "200ms") == (1, "", said)
+
+
 @pytest.mark.parametrize("timeout", ["soon", "0", "-1", "5 weeks", ""])
 def test_a_timeout_that_is_none_is_wrong_usage(circlectl, timeout) -> None:
     ended = circlectl("start", "web", f"--timeout={timeout}")

@@ -22,7 +22,7 @@ from .session import (
     SELECTION,
     Session,
     common,
-    duration,
+    limit,
     names,
     note,
     now,
@@ -48,7 +48,7 @@ def waits(command: F) -> F:
     with_timeout = click.option(
         "--timeout",
         metavar="SECONDS",
-        callback=duration,
+        callback=limit,
         help=f"Wait at most so long (5s, 2m; {TIMEOUT_S:g} s by default). Implies --wait.",
     )
     with_wait = click.option(
@@ -160,7 +160,7 @@ def signal(session: Session, names: tuple[str, ...], signal_: str | None) -> int
 @click.option(
     "--timeout",
     metavar="SECONDS",
-    callback=duration,
+    callback=limit,
     help=f"Wait at most so long for a command that reloads (5s, 2m; {TIMEOUT_S:g} s by default).",
 )
 @common

@@ -34,6 +34,9 @@ SELECTION = (
 COMPLETION_TIMEOUT_S = 1.0
 """How long a press of the tab key may wait for the registry."""
 
+GRACE_S = 5.0
+"""How long an answer may take beyond a --timeout that was given."""
+
 PAST_TIMEOUT_S = 330.0
 """How long an answer about the past may take: a little more than the registry itself gives it."""
 
@@ -47,11 +50,12 @@ class Session:
     def __init__(self) -> None:
         self.socket: str | None = None
         self.json = False
+        self.timeout_s = DEFAULT_TIMEOUT_S
         self.screen: Screen = standard()
 
-    def client(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> Client:
+    def client(self, timeout_s: float | None = None) -> Client:
         """A connection to the registry that was named, or to the default one."""
-        return Client(self.socket or default_socket(), timeout_s)
+        return Client(self.socket or default_socket(), timeout_s or self.timeout_s)
 
     def call(self, action: str, **params: Any) -> Any:
         """The data of one answer."""
@@ -103,14 +107,15 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def duration(_context: click.Context, _option: click.Parameter, value: str | None) -> float | None:
-    """The seconds that an option says, as in 5, 500ms, 5s, 2m, 1h."""
+def limit(context: click.Context, _option: click.Parameter, value: str | None) -> float | None:
+    """The seconds of --timeout, as in 5, 500ms, 5s, 2m, 1h. Who gave it waits hardly longer for any answer."""
     if value is None:
         return None
     found = _DURATION.fullmatch(value)
     span_s = float(found[1]) * _UNITS_S[found[2]] if found else 0.0
     if span_s <= 0:
         raise click.BadParameter(f"{value!r} is no time above zero, such as 5, 5s, 500ms or 2m")
+    context.ensure_object(Session).timeout_s = GRACE_S
     return span_s
 
 
