@@ -79,11 +79,14 @@ class Events:
     ) -> EventsPage | AsyncIterator[EventsPage]:
         """A page, or with `follow` pages without an end. Raises ApiError."""
         _refuse_strange_types(params.type)
+        if params.limit < 1:
+            message = f"limit: {params.limit} is no number of events; write 1 or more"
+            raise ApiError(ErrorCode.INVALID_PARAMS, message)
         names = await self._whose(params.service)
         await self._refuse_unknown(params.since)
         if params.follow:
             return self._follow(params, names)
-        limit, last = min(max(params.limit, 0), PAGE), self._journal.seq
+        limit, last = min(params.limit, PAGE), self._journal.seq
         page = [event_record(record) for record in await self._read(params, names, limit)]
         is_cut = params.since >= 0 and len(page) == limit
         return _events_page(

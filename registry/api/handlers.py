@@ -221,7 +221,10 @@ class Handlers:
         asked = params.lines
         if asked is None:
             asked = LINES if selection == Selection() else LINES_MAX
-        lines = min(max(asked, 0), LINES_MAX)
+        if asked < 0:
+            message = f"lines: {asked} is no number of lines; write 0 or more"
+            raise ApiError(ErrorCode.INVALID_PARAMS, message)
+        lines = min(asked, LINES_MAX)
         if params.follow:
             pages = self._growth.follow(sources, lines)
             return _plain_pages(pages) if is_plain else pages

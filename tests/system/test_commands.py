@@ -265,6 +265,14 @@ def test_one_connection_carries_both_forms_and_many_requests_in_flight(three):
     assert by_id[4]["data"][0]["run"] == 2
 
 
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_number_of_events_that_is_none_is_refused(three, limit):
+    for more in ({}, {"follow": True}):
+        error = three.ask("events", limit=limit, **more)["error"]
+        said = f"limit: {limit} is no number of events; write 1 or more"
+        assert (error["code"], error["message"]) == ("invalid_params", said)
+
+
 def test_version_names_the_journal_and_with_all_the_capabilities(three):
     version = three.data("version")
     assert version["journal"] == str(three.journal)

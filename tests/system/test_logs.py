@@ -262,6 +262,7 @@ def test_what_cannot_be_asked_of_logs_is_refused_with_a_sentence(box):
         ({"since": "03:15", "until": "03:14"}, "since is later than until: write the earlier"),
         ({"run": 2}, "service 'a' has no run 2; its latest is run 1"),
         ({"run": -1}, "has no run -1"),
+        ({"lines": -1}, "lines: -1 is no number of lines; write 0 or more"),
         ({"follow": True, "run": 1}, "follow: goes on"),
     ):
         error = box.ask("logs", service="a", **wrong)["error"]
