@@ -578,3 +578,17 @@ def test_graph_says_when_it_is_of_and_needs_no_unicode(fake, circlectl, screen_a
     first, _web, db = circlectl("graph", "--at", "03:14").out.splitlines()
     assert first == "as of 2026-01-02 03:14:59Z, after event 57"
     assert db.startswith("`- db ready")
+
+
+@pytest.mark.parametrize(
+    ("forms", "said"),
+    [
+        (["--dot", "--mermaid"], "--dot goes without --mermaid"),
+        (["--mermaid", "--json"], "--mermaid goes without --json"),
+        (["--json", "--dot"], "--dot goes without --json"),
+    ],
+)
+def test_graph_has_one_form_at_a_time(circlectl, forms, said) -> None:
+    ended = circlectl("graph", *forms)
+    assert (ended.status, ended.out) == (2, "")
+    assert f"{said}: an answer has one form" in ended.err

@@ -164,11 +164,13 @@ def status(session: Session, names: tuple[str, ...], at: str | None) -> int:
 @click.command(epilog=SELECTION)
 @any_names
 @at
-@click.option("--dot", "form", flag_value="dot", help="For Graphviz.")
-@click.option("--mermaid", "form", flag_value="mermaid", help="For Mermaid, as in Markdown.")
+@click.option("--dot", is_flag=True, help="For Graphviz.")
+@click.option("--mermaid", is_flag=True, help="For Mermaid, as in Markdown.")
 @common
 @click.pass_obj
-def graph(session: Session, names: tuple[str, ...], at: str | None, form: str | None) -> int:
+def graph(
+    session: Session, names: tuple[str, ...], at: str | None, dot: bool, mermaid: bool
+) -> int:
     """Show who depends on whom, and whether that is met.
 
     Below each service is what it needs, and on which condition. With NAME only those, and what they need.
@@ -179,6 +181,10 @@ def graph(session: Session, names: tuple[str, ...], at: str | None, form: str | 
       circlectl graph web --at 03:14
       circlectl graph --dot | dot -Tsvg > services.svg
     """
+    forms = {"--dot": dot, "--mermaid": mermaid, "--json": session.json}
+    if len(several := [form for form, is_asked in forms.items() if is_asked]) > 1:
+        raise click.UsageError(f"{several[0]} goes without {several[1]}: an answer has one form")
+    form = "dot" if dot else "mermaid" if mermaid else None
     asked = {} if not names or EVERYTHING in names else {"service": list(names)}
     answer = session.past("graph", at, **asked)
     session.show(answer, lambda: _graph(session.screen, answer, form))
