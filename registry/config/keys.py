@@ -7,6 +7,7 @@ and does not concern it is left out.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -296,8 +297,16 @@ def _needs(section: Section) -> tuple[Need, ...]:
             for name, element in zip(names, each, strict=True)
             if name is not None
         )
+    if not isinstance(item.value, dict):
+        section.parse(item, _no_list, None)
+        return ()
     table = section.of(item)
     return tuple(_need(table, name, element) for name, element in table.items().items())
+
+
+def _no_list(value: object) -> None:
+    names = [value] if isinstance(value, str) and value else ["db"]
+    raise values.wanted(value, f"a list of names: {json.dumps(names)}")
 
 
 def _dependency_name(value: object) -> str:

@@ -6,6 +6,7 @@ tables merge key by key under a service's own. Each value keeps its place throug
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
@@ -165,6 +166,15 @@ def _places(place: Place, wrong: Wrong) -> list[tuple[Place, Wrong]]:
     return [(place, wrong)]
 
 
+@functools.cache
+def _flattened() -> dict[str, str]:
+    """The keys of a service's tables as one word, such as stop_timeout, and what is meant by each."""
+    from registry.config.language import language  # it is made of those who read by sections
+
+    tables = language()["service"].table
+    return {f"{key}_{sub}": f"{key}.{sub}" for key in tables for sub in tables[key].table}
+
+
 class Section:
     """One table. `service` is whose it is, for complaints."""
 
@@ -243,6 +253,7 @@ class Section:
 
     def _hint(self, key: str) -> str:
         meant = _BROUGHT_ALONG.get(key.lower().replace("_", ""), "")
+        meant = meant or _flattened().get(key.lower().replace("-", "_"), "")
         if meant.partition(".")[0] in self._known:
             return f", did you mean '{meant}'?"
         return suggestion(key, self._known)

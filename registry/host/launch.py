@@ -133,7 +133,9 @@ def find_program(word: str, path: str, cwd: str, key: str = "cmd") -> str:
     if files:
         message = f"{files[0]} is not executable; chmod +x it"
         raise LaunchError(Reason.PROGRAM_NOT_EXECUTABLE, message, key)
-    if "/" in word:
+    if "/" in word and os.path.isdir(candidates[0]):
+        message = f"{candidates[0]} is a folder; write the path of a program"
+    elif "/" in word:
         message = f"there is no program {candidates[0]}"
     else:
         message = f"there is no program '{word}' in PATH={path}; write its path or set env.PATH"
@@ -185,7 +187,8 @@ def read_env_file(path: str) -> dict[str, str]:
 
 def _lines(path: str) -> list[str]:
     if not os.path.isfile(path):
-        raise LaunchError(Reason.ENV_FILE_MISSING, f"there is no file {path}", "env_file")
+        message = f"{path} is a folder" if os.path.isdir(path) else f"there is no file {path}"
+        raise LaunchError(Reason.ENV_FILE_MISSING, message, "env_file")
     try:
         with open(path, encoding="utf-8") as file:
             return [line.strip() for line in file]
@@ -251,7 +254,9 @@ def _extra(definition: Definition) -> dict[str, str]:
 
 def _folder(path: str) -> str:
     if not os.path.isdir(path):
-        raise LaunchError(Reason.CWD_MISSING, f"there is no folder {path}", "cwd")
+        is_there = os.path.exists(path)
+        message = f"{path} is no folder" if is_there else f"there is no folder {path}"
+        raise LaunchError(Reason.CWD_MISSING, message, "cwd")
     return path
 
 

@@ -348,9 +348,18 @@ def test_of_several_checks_in_a_line_the_complaint_says_which(refused: Refused):
         ("startsecs", "start_timeout"),
         ("autorestart", "restart"),
         ("type", "oneshot"),
+        ("stop_timeout", "stop.timeout"),
+        ("stop_signal", "stop.signal"),
+        ("restart_delay_max", "restart.delay_max"),
+        ("restart-limit", "restart.limit"),
+        ("health_check_interval", "health_check.interval"),
+        ("limits_nofile", "limits.nofile"),
+        ("start_timout", "start_timeout"),
     ],
 )
-def test_a_key_of_other_supervisors_is_told_what_it_is_here(refused: Refused, key: str, meant: str):
+def test_a_key_of_other_supervisors_or_written_as_one_word_is_told_what_it_is_here(
+    refused: Refused, key: str, meant: str
+):
     (complaint,) = refused(f"{SERVICE}{key} = 1")
     assert complaint.endswith(f"unknown key '{key}', did you mean '{meant}'?")
 

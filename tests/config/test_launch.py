@@ -122,6 +122,26 @@ def test_a_script_needs_the_interpreter_that_its_first_line_names(
 
 
 @pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cmd": ("{}",)}, "{} is a folder; write the path of a program"),
+        ({"cwd": "{}/plain"}, "{}/plain is no folder"),
+        ({"env_file": "{}"}, "{} is a folder"),
+    ],
+)
+def test_what_is_there_and_is_something_else_is_not_called_missing(
+    plain: Definition, bin_: Path, changes: dict[str, object], said: str
+):
+    filled = {
+        key: (str(bin_),) if key == "cmd" else str(value).format(bin_)
+        for key, value in changes.items()
+    }
+    with pytest.raises(LaunchError) as raised:
+        resolve(msgspec.structs.replace(plain, **filled), {}, {})
+    assert raised.value.message == said.format(bin_)
+
+
+@pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({"cmd": ("{}/none",)}, ("program_missing", "cmd")),
