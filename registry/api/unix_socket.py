@@ -15,6 +15,7 @@ import stat
 import struct
 
 from registry.api.access import Peer
+from registry.host import proc
 
 BACKLOG = 4096
 """Connections that may wait to be accepted."""
@@ -27,6 +28,9 @@ _DARWIN_SOL_LOCAL, _DARWIN_PEERCRED, _DARWIN_PEERPID = 0, 1, 2  # <sys/un.h>
 
 class SocketError(Exception):
     """The socket cannot be had; its sentence says why."""
+
+
+_REMEDY = "end that one, or set another [registry] socket"
 
 
 class SocketHeld(SocketError):
@@ -129,9 +133,11 @@ def _clear(path: str) -> None:
             os.unlink(path)
             return
         except (TimeoutError, BlockingIOError) as error:
-            raise SocketHeld(f"{path} is held by a process that does not answer") from error
-        holder = peer_of(probe)
-    raise SocketHeld(f"{path} is held by process {holder.pid} ({holder.program or 'unknown'})")
+            who = "a process that does not answer"
+            raise SocketHeld(f"{path} is held by {who}; {_REMEDY}") from error
+        pid = peer_of(probe).pid
+    program = proc.program(pid) if pid else None
+    raise SocketHeld(f"{path} is held by process {pid} ({program or 'unknown'}); {_REMEDY}")
 
 
 def _bind(listener: socket.socket, path: str) -> None:

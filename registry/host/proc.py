@@ -119,12 +119,24 @@ def memory(pid: int) -> tuple[int, int] | None:
     return resident - shared, shared
 
 
+_COMM_MAX = 15
+"""Bytes of a name that the kernel keeps: TASK_COMM_LEN of linux/sched.h, less its NUL."""
+
+_PROGRAM_WORDS = 4
+"""So far into a command line a script may stand, after its interpreter."""
+
+
 def program(pid: int) -> str | None:
-    """The short name of a process's program, or None."""
+    """The name of a process's program, or None. The kernel cuts it; its command line has the whole."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+        short = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return None
+    if len(os.fsencode(short)) < _COMM_MAX:
+        return short
+    whole = (os.path.basename(word) for word in words[:_PROGRAM_WORDS])
+    return next((name for name in whole if name.startswith(short)), short)
 
 
 def boot_id() -> str:

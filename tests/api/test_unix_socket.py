@@ -76,7 +76,8 @@ async def test_a_living_one_is_refused_and_its_holder_named(short_dir):
             await server_at(path).start()
         assert os.path.exists(path)
         holder.communicate()
-    assert str(held.value) == f"{path} is held by process {holder.pid} ({program})"
+    remedy = "end that one, or set another [registry] socket"
+    assert str(held.value) == f"{path} is held by process {holder.pid} ({program}); {remedy}"
 
 
 HOLDER = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -42,6 +43,19 @@ def test_a_name_with_parentheses_and_spaces_is_read(tmp_path):
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/comm"), reason="no /proc")
+def test_a_name_that_the_kernel_cuts_is_whole(tmp_path: Path):
+    program = tmp_path / "a-service-registry"
+    program.symlink_to("/bin/sh")
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    for word, name in ((str(program), program.name), ("x", "a-service-regis")):
+        words = [word, "-c", "echo up; read end"]
+        with subprocess.Popen(words, executable=program, **pipes) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            assert proc.program(process.pid) == name
 
 
 def test_the_children_of_a_thread_that_ends_while_they_are_listed_are_those_of_the_first():
