@@ -58,6 +58,7 @@ from registry.keeper.holdings import Held
 from registry.past.asking import Past
 from registry.questions.narration import narrate
 from registry.questions.plan import Plan
+from registry.questions.reasons import in_short
 from registry.recovery import Beginning
 from registry.registry import Registry
 from registry.retention import Retention
@@ -289,7 +290,8 @@ class Daemon:
             down = service.state in (State.STOPPED, State.FAILED)
             down &= service.reason is not Reason.WAITING
             if service.definition.essential and service.wanted and down:
-                _log.error("Essential service %s is gone (%s)", service.name, service.reason.value)
+                why = in_short(service.reason.value)
+                _log.error("Essential service %s is gone (%s)", service.name, why)
                 self._end(End(f"{service.name} is essential", status=EX_ESSENTIAL))
                 return
 

@@ -80,16 +80,19 @@ def narrate(record: ev.Record, services: Mapping[str, Service]) -> Line | None:
                 f"{name} crash-looping, attempt {event.attempt}, next in {event.delay_s:.3g} s",
             )
         case ev.GaveUp():
-            return ERROR, (
-                f"{name} gave up: {event.restarts} restarts within {event.within_s:g} s;"
-                f" circlectl start {name} tries again"
-            )
+            return ERROR, _gave_up(name, event)
         case ev.Adopted():
             return INFO, f"Adopted {name} (PID {event.pid})"
         case ev.Removed():
             return INFO, f"Removed {name}: it is no longer declared"
         case _:
             return None
+
+
+def _gave_up(name: str | None, event: ev.GaveUp) -> str:
+    restarts = f"{event.restarts} restart{'' if event.restarts == 1 else 's'}"
+    within = f"within {event.within_s:g} s"
+    return f"{name} gave up: {restarts} {within}; circlectl start {name} tries again"
 
 
 def _ended(name: str | None, event: ev.Exited | ev.Lost) -> Line | None:
@@ -99,7 +102,8 @@ def _ended(name: str | None, event: ev.Exited | ev.Lost) -> Line | None:
         return WARN, f"{name} ended while nobody watched, how is unknown"
     if event.message is not None:
         return ERROR, f"{name} cannot start: {event.message}"
-    return (INFO if event.dest is State.STOPPED else WARN), f"{name} {exit_words(event)}"
+    left = "" if event.group_empty else ", and left processes behind"
+    return (INFO if event.dest is State.STOPPED else WARN), f"{name} {exit_words(event)}{left}"
 
 
 def exit_words(event: ev.Exited) -> str:

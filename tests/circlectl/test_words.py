@@ -6,13 +6,14 @@ import pytest
 
 from circlectl import words
 from registry.core.lifecycle import Reason
+from registry.questions.reasons import REASONS
 
 SINCE = "2026-01-02T03:04:05.678901Z"
 THEN = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 
 
 def test_every_reason_has_its_words_and_no_word_is_left_over() -> None:
-    assert set(words.REASONS) == {reason.value for reason in Reason}
+    assert set(REASONS) == {reason.value for reason in Reason}
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from registry.core import events as ev
 from registry.core import inputs as inp
 from registry.core.definition import Policy, Ready, Restart
+from registry.core.lifecycle import Reason, State
 from registry.questions.narration import narrate
 from registry.questions.records import event_record
 from registry.questions.timeline import happened
@@ -139,3 +142,19 @@ def test_the_timeline_says_why_one_waits_follows_or_stops_late(told):
     assert words["stop_requested"] == "stop requested (once those that depend on it have stopped)"
     asked = [r for r in s.records if isinstance(r.event, ev.RestartRequested)][-1]
     assert happened(event_record(asked)).endswith("(follows one that it depends on)")
+
+
+def test_why_a_clean_end_is_a_warning_and_one_restart_are_told():
+    """Of a run whose group lives on, and of a limit of one."""
+    move: dict[str, Any] = {"source": State.RUNNING, "reason": Reason.COMPLETED}
+    events = (
+        ev.Exited(exit_code=0, group_empty=False, dest=State.STOPPING, **move),
+        ev.Exited(exit_code=0, dest=State.STOPPED, **move),
+        ev.GaveUp(restarts=1, within_s=60.0, dest=State.FAILED, **move),
+    )
+    records = (ev.Record(1, 0, 0, 1, "web", 1, None, None, event) for event in events)
+    assert [narrate(record, {}) for record in records] == [
+        ("WARN", "web exited with code 0, and left processes behind"),
+        ("INFO", "web exited with code 0"),
+        ("ERROR", "web gave up: 1 restart within 60 s; circlectl start web tries again"),
+    ]

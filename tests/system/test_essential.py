@@ -26,11 +26,11 @@ GONE = {
         when_told("exit 0") + '\nrestart = "OnFailure"',
         "completed",
     ),
-    "failed for good": (when_told("exit 3") + '\nrestart = "Never"', "exit_code"),
-    "killed": (when_told("kill -9 $$") + '\nrestart = "Never"', "signal"),
+    "failed for good": (when_told("exit 3") + '\nrestart = "Never"', "exited with an error"),
+    "killed": (when_told("kill -9 $$") + '\nrestart = "Never"', "killed by a signal"),
     "gave up": (
         when_told("exit 1") + '\nrestart = { delay = "1ms", limit = 3, within = "1m" }',
-        "restart_limit",
+        "restart limit reached",
     ),
 }
 
@@ -67,7 +67,7 @@ def test_one_that_cannot_be_started_ends_it_too(box):
     )
     box.daemon = box.spawn("--config", "etc/services.toml")
     assert box.daemon.wait(10) == EX_ESSENTIAL
-    box.wait_said("Essential service main is gone (program_missing)")
+    box.wait_said("Essential service main is gone (program missing)")
     box.wait_for(lambda: not box.left(), "nothing is left")
 
 
