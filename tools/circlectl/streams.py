@@ -112,8 +112,8 @@ def logs(
     """Show the last lines of output, of one service or several.
 
     Those of several are in the order of time, each with the name before it. They come as the services
-    wrote them, control characters included. With --json a line is a string, or an object with --times
-    and of several services; with -f too each is on a line of its own.
+    wrote them, control characters included; bytes that are not UTF-8 come as U+FFFD. With --json a line
+    is a string, or an object with --times and of several services; with -f too each is on a line of its own.
 
     A TIME is as in circle-replay: 2026-01-02T03:04:05Z, "2026-01-02 03:04:05", 03:14 (today), all of
     them UTC, or "2 hours ago", 5m ago.
