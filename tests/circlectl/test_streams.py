@@ -228,6 +228,13 @@ def test_events_are_the_last_ones_or_those_after_a_number(
     assert fake.requests == [{"action": "events", **asked}]
 
 
+@pytest.mark.parametrize("command", [["events"], ["logs", "web"], ["history", "web"]])
+def test_a_count_that_is_none_is_told_in_words(circlectl, command) -> None:
+    ended = circlectl(*command, "-n", "abc")
+    assert (ended.status, ended.out) == (2, "")
+    assert "'abc' is not a valid whole number" in ended.err
+
+
 def test_events_since_a_time_are_those_after_the_last_one_before_it(fake, circlectl, event) -> None:
     early, late = "2026-01-02T03:04:05.999999Z", "2026-01-02T03:04:06.000000Z"
     fake.answers["events"] = [

@@ -11,7 +11,7 @@ from registry.questions import rows
 
 from . import exits, words
 from .declaration import duration
-from .session import Session, common, note, write
+from .session import Count, Session, common, note, write
 from .words import Record, escaped
 
 QUERY_S = 60.0
@@ -129,7 +129,7 @@ def compact(session: Session, keep: str | None, archive: str | None) -> int:
 @click.argument("sql", metavar="SELECT")
 @click.option(
     "--limit",
-    type=click.IntRange(min=0),
+    type=Count(min=0),
     default=1000,
     show_default=True,
     help="So many rows at most.",

@@ -15,7 +15,7 @@ from registry.client import RegistryError
 
 from . import exits
 from .screen import Screen
-from .session import PAST_TIMEOUT_S, SELECTION, Session, any_names, common, names, services
+from .session import PAST_TIMEOUT_S, SELECTION, Count, Session, any_names, common, names, services
 from .words import escaped
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def period(command: F) -> F:
 @click.option(
     "-n",
     "limit",
-    type=click.IntRange(1, 100_000),
+    type=Count(1, 100_000),
     default=RUNS_SHOWN,
     metavar="COUNT",
     help=f"How many runs, the latest. Default: {RUNS_SHOWN}.",

@@ -44,6 +44,12 @@ _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(ms|s|m|h|)")
 
 
+class Count(click.IntRange):
+    """A whole number between bounds, by the name that people have for it."""
+
+    name = "whole number"
+
+
 class Session:
     """One command's way to the registry, and how its answers are to be shown."""
 

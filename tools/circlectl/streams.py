@@ -25,6 +25,7 @@ from .screen import Screen
 from .session import (
     EVERYTHING,
     SELECTION,
+    Count,
     Session,
     common,
     complete_names,
@@ -82,7 +83,7 @@ def _number_or_time(
 @click.option(
     "-n",
     "--lines",
-    type=click.IntRange(min=0),
+    type=Count(min=0),
     metavar="COUNT",
     help=f"How many of the last lines. Default: {LINES_SHOWN}, or all with --since, --until, --run.",
 )
@@ -290,7 +291,7 @@ def _stamped(page: list[Record], one: str | None, *, times: bool) -> Iterator[st
     "-n",
     "--lines",
     "limit",
-    type=click.IntRange(min=1),
+    type=Count(min=1),
     metavar="LIMIT",
     help=f"How many: the last ones, or the first after N. Default: {EVENTS_SHOWN}, {PAGE_MAX} after N.",
 )
