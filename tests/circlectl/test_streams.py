@@ -235,6 +235,14 @@ def test_a_count_that_is_none_is_told_in_words(circlectl, command) -> None:
     assert "'abc' is not a valid whole number" in ended.err
 
 
+def test_a_signal_that_is_asked_for_is_named(fake, circlectl, event) -> None:
+    data = {"signal": "SIGHUP"}
+    fake.answers["events"] = [
+        [event(1, type="signal_requested", source=None, dest=None, data=data)]
+    ]
+    assert "signal=SIGHUP" in circlectl("events").out
+
+
 def test_events_since_a_time_are_those_after_the_last_one_before_it(fake, circlectl, event) -> None:
     early, late = "2026-01-02T03:04:05.999999Z", "2026-01-02T03:04:06.000000Z"
     fake.answers["events"] = [

@@ -126,7 +126,8 @@ def _event_parts(record: Record) -> Iterable[str]:
     if said := last_line(data):
         yield f"said last: {escaped(said)}"
     for key, value in data.items():
-        if key not in _NOT_FOR_PEOPLE and isinstance(value, str | int | float):
+        is_sent = key == "signal" and isinstance(value, str)  # not the one of an end
+        if (is_sent or key not in _NOT_FOR_PEOPLE) and isinstance(value, str | int | float):
             yield f"{escaped(key)}={_value(value)}"
     if record["actor"]:
         yield _by(record["actor"])
