@@ -235,6 +235,18 @@ def test_a_count_that_is_none_is_told_in_words(circlectl, command) -> None:
     assert "'abc' is not a valid whole number" in ended.err
 
 
+def test_the_names_of_a_page_have_one_column_and_a_stream_widens_it(
+    fake, circlectl, event, stream, gone
+) -> None:
+    page = [event(1, service="web"), event(2, service="a-service-with-a-name")]
+    fake.answers["events"] = [page]
+    assert len({line.index("became") for line in circlectl("events").out.splitlines()}) == 1
+    pages = [{"seen": 2, "events": page}, {"seen": 3, "events": [event(3, service="web")]}]
+    fake.answers["events"] = [stream(pages), gone]
+    lines = circlectl("events", "-f", "--since", "0").out.splitlines()
+    assert [line.index("became") for line in lines] == [lines[0].index("became")] * 3
+
+
 def test_a_signal_that_is_asked_for_is_named(fake, circlectl, event) -> None:
     data = {"signal": "SIGHUP"}
     fake.answers["events"] = [

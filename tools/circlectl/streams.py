@@ -45,6 +45,9 @@ EVENTS_SHOWN = 20
 PAGE_MAX = 1000
 """Events shown after --since when nothing says how many."""
 
+NAME_WIDTH = 14
+"""Of the column of names, at least: of a stream the longest name is not known before it comes."""
+
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 2.0
 
@@ -326,11 +329,12 @@ def events(
     since = _last_before(session, after) if isinstance(after, Moment) else after
     if not follow:
         return _events(session, since, limit, chosen)
+    lines = _EventLines(session.screen)
     if since is not None and limit is not None:
         raise click.UsageError("-f --since N shows all after N; leave out -n")
     if since is None:
-        since = _show_latest(session, limit or EVENTS_SHOWN, chosen)
-    _follow_events(session, since, chosen)
+        since = _show_latest(session, limit or EVENTS_SHOWN, chosen, lines)
+    _follow_events(session, since, chosen, lines)
     return exits.WELL
 
 
@@ -340,7 +344,7 @@ def _events(session: Session, since: int | None, limit: int | None, chosen: dict
         since = -limit
     limit = limit or PAGE_MAX
     page = session.call("events", since=since, limit=limit, **chosen)
-    session.show(page, lambda: _event_lines(session.screen, page))
+    session.show(page, lambda: _EventLines(session.screen).of(page))
     if since >= 0 and len(page) == limit:
         note(f"there may be more: --since {page[-1]['seq']}")
     return exits.WELL
@@ -365,17 +369,19 @@ def _last_before(session: Session, moment_: Moment) -> int:
     return before
 
 
-def _show_latest(session: Session, limit: int, chosen: dict[str, Any]) -> int:
+def _show_latest(session: Session, limit: int, chosen: dict[str, Any], lines: _EventLines) -> int:
     """Show the last events; the number to follow from."""
     with session.client() as client:
         newest = client.call("events", since=-1, limit=1)
         page = client.call("events", since=-limit, limit=limit, **chosen)
-    _show_page(session, page, _event_lines(session.screen, page))
+    _show_page(session, page, lines.of(page))
     seq: int = max(event["seq"] for event in [*newest, *page, {"seq": 0}])
     return seq
 
 
-def _follow_events(session: Session, since: int, chosen: dict[str, Any]) -> None:
+def _follow_events(
+    session: Session, since: int, chosen: dict[str, Any], lines: _EventLines
+) -> None:
     """Show events after `since` without an end, of one registry after the other."""
     client = session.client()
 
@@ -387,7 +393,7 @@ def _follow_events(session: Session, since: int, chosen: dict[str, Any]) -> None
 
     for page in _unbroken(stream, going_on):
         events = page["events"]
-        _show_page(session, events, _event_lines(session.screen, events))
+        _show_page(session, events, lines.of(events))
         since = page["seen"]
 
 
@@ -419,6 +425,17 @@ def _show_page(session: Session, page: list[Any], lines: Iterable[str]) -> None:
         sys.stdout.flush()
 
 
-def _event_lines(screen: Screen, page: list[Record]) -> Iterator[str]:
-    for seq, at, service, kind, rest in map(words.event, page):
-        yield from screen.row([f"{seq:>6}", at, f"{service:14}", f"{kind:17}"], rest)
+class _EventLines:
+    """Events as lines, whose column of names is as wide as the longest so far takes."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._width = NAME_WIDTH
+
+    def of(self, page: list[Record]) -> Iterator[str]:
+        """Those of a page."""
+        rows = list(map(words.event, page))
+        self._width = max([self._width, *(len(row[2]) for row in rows)])
+        for seq, at, service, kind, rest in rows:
+            columns = [f"{seq:>6}", at, f"{service:{self._width}}", f"{kind:17}"]
+            yield from self._screen.row(columns, rest)
