@@ -595,6 +595,15 @@ def test_a_service_is_where_it_is_because(begun, happens, name, sentences):
     assert said == sentences
 
 
+def test_a_restart_whose_row_was_forgotten_is_told_without_a_number(begun):
+    _killed_twice_from_outside(begun)
+    begun.tell("lone", inp.Reset(actor=ANA))
+    answer = ask(begun, "lone")
+    assert plain(answer)[-1] == "next it is started again"
+    assert answer.next is not None
+    assert answer.next.at is not None
+
+
 def test_what_is_due_is_told_with_its_time(begun):
     _stopped_by_an_operator(begun)
     service = begun.services["lone"]
