@@ -84,6 +84,8 @@ class Part:
         """
         inode = self.inode
         found = [] if inode is None else spans(self._path, self.number, inode, self.size, most)
+        if found and found[-1].run is None:
+            found[-1] = found[-1]._replace(last_ns=max(found[-1].last_ns, self.stat.st_mtime_ns))
         known_from = found[0].start if found else self.size
         if known_from == 0:
             return found

@@ -10,6 +10,10 @@ SIZE_MAX = 1 << 24
 """Bytes that are read of an index at most."""
 
 
+OFFSET_MAX = 1 << 40
+"""No log file is as large: a record that begins beyond is none."""
+
+
 class Span(NamedTuple):
     """The bytes from `start` to `end` of a file: when they were written, and by which run.
 
@@ -28,6 +32,8 @@ class Span(NamedTuple):
 
 def spans(path: str, number: int, inode: int, size: int, most: int = SIZE_MAX) -> list[Span]:
     """What is known of the first `size` bytes of a file; beginning with the first that is known.
+
+    Where a damaged record ends it, the last span is of nobody knows whom, and until when.
 
     Only the last `most` bytes of the index are looked at.
 
@@ -48,7 +54,11 @@ def _joined(data: bytes, size: int) -> list[Span]:
     sound: list[Span] = []
     for start, first_ns, last_ns, run in RECORD.iter_unpack(data):
         backwards = bool(sound) and start < sound[-1].start
-        if backwards or start > size or last_ns < first_ns:
+        if backwards or start > OFFSET_MAX or last_ns < first_ns:
+            if sound:  # where it ends nobody knows
+                sound[-1] = sound[-1]._replace(run=None)
+            break
+        if start > size:  # written since
             break
         sound.append(Span(start, size, first_ns, last_ns, run))
     ends = [*(span.start for span in sound[1:]), size]

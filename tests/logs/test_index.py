@@ -181,6 +181,22 @@ def test_garbage_is_no_index(path, told) -> None:
     assert texts(path, first_ns=0)[-1] == "run 3 says 4"
 
 
+def test_what_stands_after_a_damaged_record_is_no_runs_and_left_out_of_none(
+    path, output, clock
+) -> None:
+    log = LogFile(str(path), 1000, 3)
+    for run in (1, 2, 3, 4):
+        say(log, output, run, f"run {run}\n")
+    log.close()
+    index = Path(index_path(str(path)))
+    records = index.read_bytes()
+    index.write_bytes(records[: 3 * SIZE] + b"\xff" * SIZE + records[4 * SIZE :])
+    assert [line.run for line in select(path, 9, Selection())] == [1, None, None, None]
+    assert texts(path, run=1) == ["run 1", "run 2", "run 3", "run 4"]
+    assert texts(path, run=3) == ["run 2", "run 3", "run 4"]
+    assert texts(path, first_ns=clock.now_ns + 60 * S) == ["run 2", "run 3", "run 4"]
+
+
 def test_an_index_left_behind_by_a_killed_rotation_finds_its_file(path, output, clock) -> None:
     log = LogFile(str(path), 1000, 5)
     say(log, output, 1, "first\n")
