@@ -484,6 +484,17 @@ def test_what_cannot_be_written_in_its_own_folder_is_named_with_a_remedy(
         assert str(told.value) == f"{tmp_path / name} {how}, {REMEDY}"
 
 
+def test_a_lock_that_cannot_be_written_into_is_let_go_and_named(tmp_path, monkeypatch):
+    def refuse(*_given: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    before = os.listdir("/dev/fd")
+    with pytest.raises(house.Unusable, match=r"registry\.lock cannot be written: No space left"):
+        house.lock(tmp_path / "registry.db")
+    assert os.listdir("/dev/fd") == before
+
+
 def test_sigkill_leaves_no_lock_behind(box):
     box.configure(GOOD)
     for _ in range(3):
