@@ -6,7 +6,7 @@ Help, README, dispatch and client are made from this table; the functions that a
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -63,6 +63,9 @@ class ApiError(Exception):
         self.data = data
 
 
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
+
 class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The parameters of an action; the order of the fields is that of positional JSON-RPC parameters."""
 
@@ -102,7 +105,7 @@ class CommandParams(Params, frozen=True):
 
     service: str | list[str]
     wait: bool = False
-    timeout: float = 60.0
+    timeout: Seconds = 60.0
 
 
 class StopParams(CommandParams, frozen=True):
@@ -129,14 +132,14 @@ class ReloadParams(Params, frozen=True):
 
     service: str | list[str]
     wait: bool = True
-    timeout: float = 60.0
+    timeout: Seconds = 60.0
 
 
 class ApplyParams(Params, frozen=True):
     """`wait` until what was changed is settled, `timeout` seconds at most."""
 
     wait: bool = False
-    timeout: float = 60.0
+    timeout: Seconds = 60.0
 
 
 class ShowParams(Params, frozen=True):

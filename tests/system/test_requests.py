@@ -409,6 +409,10 @@ def test_whom_nobody_knows_is_refused_with_whom_there_is(several):
     assert refused("tag:fornt").endswith("the tags are data, front")
     assert "like 'x*'" in refused("x*")
     assert error(several, "stop", service=[])[0] == "invalid_params"
+    for action in ("restart", "reload", "apply"):
+        service = {} if action == "apply" else {"service": "web"}
+        code, message = error(several, action, **service, timeout=-1)
+        assert (code, f"timeout of {action}" in message) == ("invalid_params", True), message
     answer = several.ask("stop", service=["db", "zzz"])["error"]
     assert answer["code"] == "partial_failure"
     assert [(item["name"], item["ok"]) for item in answer["data"]] == [("db", True), ("zzz", False)]
