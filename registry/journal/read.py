@@ -114,7 +114,8 @@ def pages(connection: Connection, selection: Selection = EVERYTHING) -> Iterator
             for row in rows:
                 records.append(to_record(row))  # noqa: PERF401  a comprehension would lose them
         except JournalError:
-            yield records
+            if records:
+                yield records
             raise
         yield records
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -178,6 +179,28 @@ def test_one_goes_to_a_time_of_that_day_or_to_a_number(
     press(player, "/", *typed, "enter")
     assert player.seq == seq
     assert said in text(player, 200).splitlines()[-1]
+
+
+def test_what_was_said_goes_with_the_next_key_that_does_something(incident: Connection) -> None:
+    player = Player(incident, 1.0)
+    press(player, "/", *"bogus", "enter", "x")
+    assert "'bogus' is not a time" in text(player)
+    player.key("right")
+    assert "bogus" not in text(player)
+
+
+@pytest.mark.parametrize("services", [(), ("db",)])
+def test_a_step_to_what_cannot_be_read_says_so_and_stays(
+    tmp_path: Path, change: Callable[..., None], services: tuple[str, ...]
+) -> None:
+    path = Path(shutil.copyfile(INCIDENT, tmp_path / "registry.db"))
+    change(path, "UPDATE events SET body = '{' WHERE seq = 30")  # of db
+    with closing(open_for_reading(path)) as journal:
+        player = Player(journal, 1.0, services, start=29)
+        for key in ("end", "right", "right"):
+            player.key(key)
+            assert player.seq == 29
+            assert "event 30 (became_ready) cannot be read" in text(player)
 
 
 def test_what_is_typed_is_seen_and_can_be_taken_back(incident: Connection) -> None:

@@ -220,6 +220,7 @@ class Player:
             if self._entry is not None:
                 self._type(name)
             elif action := _ACTIONS.get(name):
+                self._note = ""
                 action(self)
         except JournalError as error:
             self._stop_at(error)
