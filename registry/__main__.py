@@ -10,9 +10,14 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from registry import __version__
+from registry import __version__, stdout
 
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
+_PROGRAM = "service-registry"
 EX_UNAVAILABLE = 69  # sysexits.h: journal or socket is held, or cannot be used
 EX_CONFIG = 78
 
@@ -23,8 +28,9 @@ _NO_WATCHFILES = (
 
 _EPILOG = """\
 exit status: 0 ended orderly, 2 wrong usage, 10 an essential service is gone, 69 journal or socket
-held by another or not usable, 78 wrong configuration. SIGTERM or Ctrl-C stops every service and ends;
-a second one hurries. SIGHUP takes the configuration up anew, as circlectl apply does.
+held by another or not usable, 74 standard output cannot be written, 78 wrong configuration. SIGTERM or
+Ctrl-C stops every service and ends; a second one hurries. SIGHUP takes the configuration up anew, as
+circlectl apply does.
 """
 
 
@@ -32,7 +38,9 @@ def main() -> None:
     """Run the registry, or only validate its configuration."""
     gc.disable()  # until the daemon has begun: hardly anything of that is garbage
     _import_asyncio_without_tls()
-    options = _parser().parse_args()
+    stdout.stand_in()
+    with stdout.answering(_PROGRAM):  # --help, --version
+        options = _parser().parse_args()
     try:
         status = _run(options)
     except KeyboardInterrupt:
@@ -51,9 +59,19 @@ def _import_asyncio_without_tls() -> None:
         del sys.modules["ssl"]
 
 
+class _Parser(argparse.ArgumentParser):
+    """One that does not pass over an answer that cannot be written."""
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        if file is not None and file is sys.stdout:
+            file.write(message)
+        else:
+            super()._print_message(message, file)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="service-registry",
+    parser = _Parser(
+        prog=_PROGRAM,
         description="Supervise the services that a configuration file declares.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -88,7 +106,8 @@ def _run(options: argparse.Namespace) -> int:
     try:
         path = options.config or default_path()
         if options.validate:
-            return validate(path)
+            with stdout.answering(_PROGRAM):
+                return validate(path)
         config = load(path)
     except ConfigError as error:
         _refuse(str(error), options)

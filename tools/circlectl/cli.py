@@ -6,7 +6,6 @@ One sentence on standard error for what went wrong, never a traceback; an exit s
 from __future__ import annotations
 
 import json
-import os
 import sys
 from typing import Any
 
@@ -14,6 +13,7 @@ import click
 from click.shell_completion import BashComplete, add_completion_class
 
 import registry
+from registry import stdout
 from registry.client import RegistryError
 
 from . import commands, configuration, exits, journal, past, queries, streams
@@ -103,23 +103,28 @@ def program() -> None:
 
 def main() -> None:
     """Do what the command line asks for, and exit."""
+    stdout.stand_in()
     # What the terminal's encoding lacks is shown escaped rather than raised.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        status = program.main(prog_name="circlectl", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        status = exits.USAGE
-    except click.ClickException as error:
-        _complain_of_usage(error)
-        status = exits.USAGE
-    except click.Abort:
-        status = exits.INTERRUPTED
-    try:
+        status = _run()
         sys.stdout.flush()
     except OSError as error:
         status = _unwritten(error)
     sys.exit(status)
+
+
+def _run() -> Any:
+    try:
+        return program.main(prog_name="circlectl", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return exits.USAGE
+    except click.ClickException as error:
+        _complain_of_usage(error)
+        return exits.USAGE
+    except click.Abort:
+        return exits.INTERRUPTED
 
 
 def _complain_of_usage(error: click.ClickException) -> None:
@@ -134,9 +139,9 @@ def _complain_of_usage(error: click.ClickException) -> None:
 
 
 def _unwritten(error: OSError) -> int:
-    """Standard output takes no more. What it still holds is dropped, or Python would try it again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if isinstance(error, BrokenPipeError):
+    """Standard output takes no more."""
+    message = stdout.unwritten(error)
+    if message is None:
         return exits.UNREAD
-    note(f"cannot write the answer: {error.strerror}")
+    note(message)
     return exits.FAILED

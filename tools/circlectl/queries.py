@@ -607,9 +607,11 @@ def validate(session: Session, file: str | None) -> int:
 
     chosen = ["--config", file] if file else []
     command = [sys.executable, "-P", "-m", "registry", "--validate", *chosen]
-    if not session.json:
-        return subprocess.run(command, check=False).returncode
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    complaints = subprocess.PIPE if session.json else None
+    done = subprocess.run(
+        command, check=False, stdout=subprocess.PIPE, stderr=complaints, text=True
+    )
     valid = done.returncode == 0
-    session.show({"valid": valid, "complaints": done.stderr.splitlines()}, lambda: ())
+    data = {"valid": valid, "complaints": (done.stderr or "").splitlines()}
+    session.show(data, done.stdout.splitlines)
     return done.returncode

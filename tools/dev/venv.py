@@ -50,7 +50,7 @@ def become(module: str, arguments: list[str]) -> NoReturn:
     -P: nothing is imported from the current folder.
     """
     ensure()
-    sys.stdout.flush()
+    print(end="", flush=True)  # standard output may be closed
     os.execv(PYTHON, [str(PYTHON), "-P", "-m", module, *arguments])
 
 

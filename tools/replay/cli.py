@@ -1,7 +1,8 @@
 """The command `circle-replay`: what happened, what was, and whether the journal can be trusted.
 
 Answers go to stdout, remarks and complaints to stderr. Exit status 0; 1 where the journal cannot be read
-or trusted, or does not hold what was asked for; 2 for a wrong command line, 78 for faults in the file of --what-if.
+or trusted, or does not hold what was asked for; 2 for a wrong command line, 74 where the answer cannot be
+written, 78 for faults in the file of --what-if.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import click
 from click.core import ParameterSource
 
 import registry
+from registry import stdout
 from registry.core.events import TYPES
 from registry.journal import JournalError
 from registry.journal.opening import Connection, doubt, open_for_reading
@@ -59,7 +61,8 @@ where no index tells when it was written: it stands after what precedes it in it
 A live journal is the file and the -wal beside it: copy both.
 
 Exit status: 0; 1 where the journal cannot be read or trusted, or does not hold what was asked for;
-2 for a wrong command line; 78 where the file of --what-if has faults."""
+2 for a wrong command line; 74 where the answer cannot be written; 78 where the file of --what-if has
+faults."""
 
 
 def _time(_ctx: click.Context, _param: click.Parameter, text: str | None) -> Moment | None:
@@ -547,7 +550,8 @@ def _print_verdict(journal: Connection, path: Path, head: str | None) -> int:
 def run(arguments: Sequence[str]) -> int:
     """Run the command; its exit status. One sentence on stderr for what is wrong, none for Ctrl-C."""
     try:
-        status = replay.main(arguments, prog_name="circle-replay", standalone_mode=False)
+        with stdout.answering("circle-replay"):
+            status = replay.main(arguments, prog_name="circle-replay", standalone_mode=False)
     except click.ClickException as error:
         click.echo(f"circle-replay: {error.format_message()}", err=True)
         return error.exit_code
@@ -559,6 +563,7 @@ def run(arguments: Sequence[str]) -> int:
 def main() -> None:
     """The command as a process: Ctrl-C and a closed pipe end it as they end cat, by their signals."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    stdout.stand_in()
     if isinstance(sys.stdout, TextIOWrapper):  # what the locale cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     status = run(sys.argv[1:])
