@@ -68,13 +68,7 @@ class Beginning:
     async def _salvage(self, error: JournalDamaged) -> None:
         saved = await asyncio.to_thread(salvage, self._path)
         _log.error("%s", error)
-        _log.error(
-            "The damaged journal is now %s; events %d to %d of it are kept in %s",
-            saved.aside,
-            saved.first,
-            saved.last,
-            self._path,
-        )
+        _log.error("%s", saved.told(self._path))
 
     async def _read(self, *, is_ours: bool = False) -> tuple[Journal, Projection]:
         durability = self._config.journal.durability

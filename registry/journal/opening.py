@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,26 @@ _COPIES_MAX = 5
 # https://www.sqlite.org/fileformat2.html: "File format read version", 2 for WAL; and the -wal's header
 _READ_VERSION_OFFSET, _READ_VERSION_WAL = 19, b"\x02"
 _WAL_HEADER_BYTES = 32
+# "The database header": the size of a page, where 1 stands for 65,536, and of the file in pages, which counts
+# where two counters are the same
+_MAGIC, _HEADER_BYTES = b"SQLite format 3\0", 100
+_PAGE_BYTES, _CHANGES, _PAGES, _PAGES_AS_OF = (
+    slice(16, 18),
+    slice(24, 28),
+    slice(28, 32),
+    slice(92, 96),
+)
 
 
 def open_for_reading(path: Path) -> Connection:
     """A read-only connection to a journal. Raises JournalError in one sentence.
 
     SQLite makes a -wal and a -shm where they are missing, and leaves them there. So the file itself is
-    read only where both exist, as beside every live journal; else a private copy is.
+    read only where both exist, as beside every live journal; else a private copy is, as where its end is cut off.
     """
     try:
         _refuse_other_than_a_file(path)
-        return _open_in_place(path) or _open_copy(path)
+        return _open_in_place(path) or open_copy(path)
     except UNREADABLE as error:
         raise JournalError(
             f"{path}: it cannot be read as a journal: {complaint_of(error)}"
@@ -64,16 +74,27 @@ def _open_in_place(path: Path) -> Connection | None:
         return _connect(path, path)
     except sqlite3.OperationalError:  # a -shm that may not be used
         return None
+    except sqlite3.DatabaseError:
+        if is_cut(path):
+            return None
+        raise
 
 
-def _open_copy(path: Path) -> Connection:
-    """A connection to a copy; once SQLite has it open, the copy needs no name any more."""
+def open_copy(path: Path) -> Connection:
+    """A connection to a copy; once SQLite has it open, the copy needs no name any more.
+
+    A copy whose end is cut off is as long as it was: of one that is shorter SQLite reads nothing. Raises
+    JournalError, UNREADABLE.
+    """
     import tempfile
 
     try:
         with tempfile.TemporaryDirectory(prefix="circle-replay-") as folder:
             copy = Path(folder) / "journal.db"
             _copy_whole(path, copy)
+            if is_cut(copy):
+                with suppress(OSError):  # its header may be damaged, and name any size
+                    os.truncate(copy, _bytes_by_header(copy))
             return _connect(copy, path)
     except OSError as error:
         raise JournalError(
@@ -120,6 +141,19 @@ def _generation(path: Path) -> tuple[int, int, bytes]:
     """What differs after a checkpoint; frames appended to the same -wal do no harm to a copy."""
     found = path.stat()
     return found.st_mtime_ns, found.st_size, _bytes(_beside(path, "-wal"), 0, _WAL_HEADER_BYTES)
+
+
+def is_cut(path: Path) -> bool:
+    """Whether a file is shorter than it says."""
+    return path.stat().st_size < _bytes_by_header(path)
+
+
+def _bytes_by_header(path: Path) -> int:
+    header = _bytes(path, 0, _HEADER_BYTES)
+    if not header.startswith(_MAGIC) or header[_CHANGES] != header[_PAGES_AS_OF]:
+        return 0
+    page_bytes = int.from_bytes(header[_PAGE_BYTES])
+    return int.from_bytes(header[_PAGES]) * (65_536 if page_bytes == 1 else page_bytes)
 
 
 def _is_in_wal_mode(path: Path) -> bool:
@@ -171,9 +205,10 @@ def doubt(connection: Connection, path: Path) -> str | None:
     """
     if not _is_in_wal_mode(path) or _bytes(_beside(path, "-wal"), 0, 1):
         return None
-    rows = ask(connection, "SELECT type FROM events ORDER BY seq DESC LIMIT 1")
-    if rows == [(RegistryStopped.TYPE,)]:
-        return None
+    with suppress(JournalError):  # where its end is damaged, what is asked will say so
+        rows = ask(connection, "SELECT type FROM events ORDER BY seq DESC LIMIT 1")
+        if rows == [(RegistryStopped.TYPE,)]:
+            return None
     name = _beside(path, "-wal").name
     return f"no {name} beside it: if it was copied without, newer events may be missing"
 

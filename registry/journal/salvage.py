@@ -1,9 +1,9 @@
 """A damaged journal: set aside as it is, and what can still be trusted of it kept in a new one.
 
 Nothing is deleted. Kept are the rows from the first on, up to the one before the first that cannot be read
-or does not match its hash; of a compacted journal none where what it begins with is not as it was written. The
-new one is whole before it gets the name: killed at any moment, the next registry finds the damaged one, the new
-one, or none and goes by what it remembers beside the journal.
+or does not match its hash, of a file whose end is cut off, too; of a compacted journal none where what it begins
+with is not as it was written. The new one is whole before it gets the name: killed at any moment, the next registry
+finds the damaged one, the new one, or none and goes by what it remembers beside the journal.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from registry.journal import anchor as anchors
 from registry.journal.anchor import Anchor
-from registry.journal.errors import JournalError
-from registry.journal.opening import ask
+from registry.journal.errors import JournalDamaged, JournalError
+from registry.journal.opening import ask, is_cut, open_copy
 from registry.journal.read import checked_anchor, row_pages, trouble_of
 from registry.journal.rows import NO_HASH, Row
 from registry.journal.schema import COLUMNS, CREATE, UNREADABLE
@@ -30,6 +30,17 @@ class Salvaged(NamedTuple):
     aside: Path
     first: int
     last: int
+
+    def told(self, path: Path) -> str:
+        """What became of the journal that was at `path`."""
+        now = f"The damaged journal is now {self.aside}"
+        match self.last - self.first:
+            case -1:
+                return f"{now}; none of its events could be kept, and {path} is a new one"
+            case 0:
+                return f"{now}; event {self.last} of it is kept in {path}"
+            case _:
+                return f"{now}; events {self.first} to {self.last} of it are kept in {path}"
 
 
 def salvage(path: Path) -> Salvaged:
@@ -56,7 +67,7 @@ def salvage(path: Path) -> Salvaged:
 def _copy_rows(source: Path, target: Path) -> tuple[int, int]:
     with (
         closing(sqlite3.connect(target, isolation_level=None)) as new,
-        closing(sqlite3.connect(source, isolation_level=None)) as old,
+        closing(_opened(source)) as old,
     ):
         new.executescript(f"BEGIN IMMEDIATE;{CREATE}COMMIT;")
         marks = ", ".join("?" * len(COLUMNS))
@@ -68,6 +79,14 @@ def _copy_rows(source: Path, target: Path) -> tuple[int, int]:
         new.execute("COMMIT")
     first = begin.seq + 1 if begin is not None else 1
     return first, rows[-1][0] if rows else first - 1
+
+
+def _opened(source: Path) -> sqlite3.Connection:
+    """Of a file whose end is cut off a copy that SQLite reads, if any can be."""
+    if is_cut(source):
+        with suppress(JournalDamaged, *UNREADABLE):
+            return open_copy(source)
+    return sqlite3.connect(source, isolation_level=None)
 
 
 def _trusted(connection: sqlite3.Connection) -> tuple[Anchor | None, list[Row], list[Row]]:

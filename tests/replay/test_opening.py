@@ -293,6 +293,18 @@ def test_a_truncated_journal_is_refused_in_a_sentence(
         assert "Traceback" not in answer.err
 
 
+def test_of_a_truncated_journal_it_is_said_how_far_it_can_be_trusted(
+    long_journal: Path, replay
+) -> None:
+    os.truncate(long_journal, long_journal.stat().st_size // 2)
+    cut = long_journal.read_bytes()
+    answer = replay(long_journal, "--verify")
+    assert answer.status == 1
+    (last,) = re.findall(r"; events 1 to (\d+) can still be trusted", answer.out)
+    assert int(last) > 1000
+    assert long_journal.read_bytes() == cut
+
+
 def test_a_copy_that_cannot_be_made_is_told_with_a_remedy(
     journal: Path, replay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
