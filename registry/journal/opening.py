@@ -216,9 +216,9 @@ def doubt(connection: Connection, path: Path) -> str | None:
 def ask(
     connection: Connection, question: str, values: tuple[Any, ...] = (), *, after: int = 0
 ) -> list[Row]:
-    """All rows that answer a question. Raises JournalError; `after` is the event that was read last."""
+    """All rows that answer a question. Raises JournalDamaged; `after` is the event that was read last."""
     try:
         return connection.execute(question, values).fetchall()
     except UNREADABLE as error:
         where = f"after event {after} " if after > 0 else ""
-        raise JournalError(f"{where}the file cannot be read: {complaint_of(error)}") from None
+        raise JournalDamaged(f"{where}the file cannot be read: {complaint_of(error)}") from None

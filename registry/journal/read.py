@@ -26,7 +26,7 @@ from registry.core.projection import FOLD, Projection
 from registry.journal import anchor as anchors
 from registry.journal import snapshots
 from registry.journal.anchor import Anchor
-from registry.journal.errors import Compacted, JournalError
+from registry.journal.errors import Compacted, JournalDamaged, JournalError
 from registry.journal.opening import Connection, ask
 from registry.journal.rows import NO_HASH, Row, chain_hash, to_record
 from registry.journal.schema import SELECT
@@ -95,7 +95,9 @@ def _next_rows(connection: Connection, question: str, values: tuple[Any, ...]) -
     after = values[0]
     rows = ask(connection, question, values, after=after)
     if rows and rows[-1][0] - after < len(rows):
-        raise JournalError(f"after event {after} the file cannot be read: its rows are in no order")
+        raise JournalDamaged(
+            f"after event {after} the file cannot be read: its rows are in no order"
+        )
     return rows
 
 

@@ -1,4 +1,4 @@
-"""A damaged journal: set aside as it is, and what can still be trusted of it kept in a new one.
+"""A damaged journal: set aside as it is, and what can still be trusted of it kept in a new one, or answered from.
 
 Nothing is deleted. Kept are the rows from the first on, up to the one before the first that cannot be read
 or does not match its hash, of a file whose end is cut off, too; of a compacted journal none where what it begins
@@ -18,10 +18,10 @@ from typing import NamedTuple
 from registry.journal import anchor as anchors
 from registry.journal.anchor import Anchor
 from registry.journal.errors import JournalDamaged, JournalError
-from registry.journal.opening import ask, is_cut, open_copy
+from registry.journal.opening import Connection, ask, is_cut, open_copy
 from registry.journal.read import checked_anchor, row_pages, trouble_of
 from registry.journal.rows import NO_HASH, Row
-from registry.journal.schema import COLUMNS, CREATE, UNREADABLE
+from registry.journal.schema import COLUMNS, CREATE, UNREADABLE, complaint_of
 
 
 class Salvaged(NamedTuple):
@@ -51,7 +51,11 @@ def salvage(path: Path) -> Salvaged:
     try:
         for suffix in ("", "-journal"):  # what is left of one that was killed
             fresh.with_name(fresh.name + suffix).unlink(missing_ok=True)
-        first, last = _copy_rows(path, fresh)
+        with (
+            closing(sqlite3.connect(fresh, isolation_level=None)) as new,
+            closing(_opened(path)) as old,
+        ):
+            first, last = _copy_rows(old, new)
         for suffix in ("", "-wal", "-shm"):
             part = path.with_name(path.name + suffix)
             if part.exists():
@@ -64,24 +68,41 @@ def salvage(path: Path) -> Salvaged:
         ) from None
 
 
-def _copy_rows(source: Path, target: Path) -> tuple[int, int]:
-    with (
-        closing(sqlite3.connect(target, isolation_level=None)) as new,
-        closing(_opened(source)) as old,
-    ):
-        new.executescript(f"BEGIN IMMEDIATE;{CREATE}COMMIT;")
-        marks = ", ".join("?" * len(COLUMNS))
-        begin, kept, rows = _trusted(old)
-        new.execute("BEGIN IMMEDIATE")
-        if begin is not None:
-            new.execute(anchors.PUT, begin.row())
-        new.executemany(f"INSERT INTO events VALUES ({marks})", [*kept, *rows])
-        new.execute("COMMIT")
+class Part(NamedTuple):
+    """What can be trusted of a journal, as one of its own: events `first` to `last`. It is to be closed."""
+
+    journal: Connection
+    first: int
+    last: int
+
+
+def trusted_part(journal: Connection) -> Part:
+    """What can be trusted of an open journal, which stays as it is. Raises JournalError."""
+    part = sqlite3.connect("", isolation_level=None)  # in a file that has no name
+    try:
+        return Part(part, *_copy_rows(journal, part))
+    except UNREADABLE as error:
+        part.close()
+        raise JournalError(
+            f"what can be trusted of it cannot be copied: {complaint_of(error)};"
+            " SQLITE_TMPDIR names the folder for it"
+        ) from None
+
+
+def _copy_rows(old: Connection, new: Connection) -> tuple[int, int]:
+    new.executescript(f"BEGIN IMMEDIATE;{CREATE}COMMIT;")
+    marks = ", ".join("?" * len(COLUMNS))
+    begin, kept, rows = _trusted(old)
+    new.execute("BEGIN IMMEDIATE")
+    if begin is not None:
+        new.execute(anchors.PUT, begin.row())
+    new.executemany(f"INSERT INTO events VALUES ({marks})", [*kept, *rows])
+    new.execute("COMMIT")
     first = begin.seq + 1 if begin is not None else 1
     return first, rows[-1][0] if rows else first - 1
 
 
-def _opened(source: Path) -> sqlite3.Connection:
+def _opened(source: Path) -> Connection:
     """Of a file whose end is cut off a copy that SQLite reads, if any can be."""
     if is_cut(source):
         with suppress(JournalDamaged, *UNREADABLE):
@@ -89,7 +110,7 @@ def _opened(source: Path) -> sqlite3.Connection:
     return sqlite3.connect(source, isolation_level=None)
 
 
-def _trusted(connection: sqlite3.Connection) -> tuple[Anchor | None, list[Row], list[Row]]:
+def _trusted(connection: Connection) -> tuple[Anchor | None, list[Row], list[Row]]:
     """What it begins with, and the rows before the first trouble. All in memory: a rare and sad occasion."""
     begin, kept, trusted = None, [], []
     with suppress(JournalError):

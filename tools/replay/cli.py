@@ -24,10 +24,11 @@ from click.core import ParameterSource
 import registry
 from registry import stdout
 from registry.core.events import TYPES
-from registry.journal import JournalError
+from registry.journal import JournalDamaged, JournalError
 from registry.journal.opening import Connection, doubt, open_for_reading
 from registry.journal.query import ROWS_MAX, query
-from registry.journal.read import Selection, service_names, shortened, verify
+from registry.journal.read import Selection, at_of, service_names, shortened, verify
+from registry.journal.salvage import Part, trusted_part
 from registry.past.then import Then, seq_of, then
 from registry.questions import moments, rows
 from registry.questions.choice import Choice
@@ -272,7 +273,10 @@ def replay(ctx: click.Context, /, **given: Any) -> int:
                 click.echo(f"{path}: {remark}", err=True)
             if asked.wants_verdict:
                 return _print_verdict(journal, path, asked.head)
-            return _answer(journal, asked)
+            try:
+                return _answer(journal, asked)
+            except JournalDamaged as error:
+                return _answer_in_part(journal, asked, error)
     except (JournalError, Refusal) as error:
         raise click.ClickException(f"{path}: {error}") from None
     except (logs.LogsError, pictures.PictureError) as error:
@@ -280,6 +284,36 @@ def replay(ctx: click.Context, /, **given: Any) -> int:
     except what_if.OtherError as error:
         click.echo(str(error), err=True)
         return what_if.EX_CONFIG
+
+
+def _answer_in_part(journal: Connection, asked: _Asked, damage: JournalDamaged) -> int:
+    """Answer from what can be trusted, where what is asked for lies in it; then raise what is wrong."""
+    if asked.sql is not None:
+        raise damage
+    part = trusted_part(journal)
+    with closing(part.journal):
+        if part.last < part.first:
+            raise damage
+        trusted = f"events {part.first} to {part.last}"
+        try:
+            if _lies_in(part, asked):
+                _answer(part.journal, asked)
+                trusted = f"this is told of {trusted}, which"
+        except (JournalError, Refusal):
+            raise damage from None
+    raise JournalError(f"{damage}; {trusted} can still be trusted")
+
+
+def _lies_in(part: Part, asked: _Asked) -> bool:
+    """Whether no moment that is asked for is later: what was at the end, nobody knows."""
+    if asked.why_of is not None and not asked.why_of.startswith(moments.SEQ) and asked.at is None:
+        return False
+    last_ns = at_of(part.journal, part.last)
+    return all(
+        each.last_ns <= last_ns if isinstance(each, Moment) else each <= part.last
+        for each in (asked.at, *asked.diff)
+        if each is not None
+    )
 
 
 def _answer(journal: Connection, asked: _Asked) -> int:
@@ -490,9 +524,13 @@ def _print_remarks(remarks: Iterator[str]) -> int:
 
 def _print_pages(pages: Iterator[str]) -> int:
     found = False
-    for each in pages:
-        click.echo(each)
-        found = True
+    try:
+        for each in pages:
+            click.echo(each)
+            found = True
+    except JournalDamaged as error:
+        # what there is before it is told already
+        raise JournalError(str(error)) if found else error from None
     if not found:
         click.echo("no event is of that kind, service and time", err=True)
     return 0
