@@ -414,34 +414,34 @@ class Verdict(NamedTuple):
 
 
 def verify(connection: Connection, head: str | None = None) -> Verdict:
-    """Check every row: no gap, an unbroken chain of hashes, a readable body, a legal move; and the anchor.
+    """Check every row: no gap, an unbroken chain of hashes, a readable body, a legal move, an earlier cause, and that
+    it follows from those before it; and the anchor.
 
     A cut tail leaves a chain that is whole, as does a rewrite of everything: only a `head`, the hash of
     some event noted elsewhere, shows them.
     """
-    seq, previous, head_seq, anchored_by = 0, NO_HASH, None, None
+    rows, head_seq, anchored_by = Chain(), None, None
     after, first = _INTEGER_MIN, 1
     try:
         begin = checked_anchor(connection)
         if begin is not None:
-            seq, previous, after, first = begin.seq, begin.hash, begin.seq, begin.seq + 1
-            head_seq = seq if previous == head else None
+            rows, after, first = Chain(begin), begin.seq, begin.seq + 1
+            head_seq = begin.seq if begin.hash == head else None
         for row in chain.from_iterable(_row_pages(connection, Selection(after=after))):
-            trouble = trouble_of(row, seq, previous)
+            trouble = rows.trouble_of(row)
             if trouble is not None:
-                return Verdict(seq, previous, trouble, head_seq, first, anchored_by)
-            seq, previous = row[0], row[-1]
-            if previous == head:
-                head_seq = seq
+                return Verdict(rows.seq, rows.hash, trouble, head_seq, first, anchored_by)
+            if rows.hash == head:
+                head_seq = rows.seq
             if begin is not None and _is_of(row, begin):
-                anchored_by = seq
+                anchored_by = rows.seq
         trouble = _damage(connection)
         if trouble is None and begin is not None and anchored_by is None:
             trouble = f"what it begins with, after event {begin.seq}, is recorded by no event of it"
         trouble = trouble or _false_snapshot(connection, begin) or _false_times(connection)
     except JournalError as error:
         trouble = str(error)
-    return Verdict(seq, previous, trouble, head_seq, first, anchored_by)
+    return Verdict(rows.seq, rows.hash, trouble, head_seq, first, anchored_by)
 
 
 def checked_anchor(connection: Connection) -> Anchor | None:
@@ -488,19 +488,41 @@ def _false_times(connection: Connection) -> str | None:
     return None
 
 
-def trouble_of(row: Row, seq: int, previous: str) -> str | None:
-    """What is wrong with a row that ought to follow event `seq` with the hash `previous`; None if nothing."""
-    if row[0] < 1:
-        return f"a row has the number {row[0]}, and numbers begin with 1"
-    if row[0] != seq + 1:
-        return f"event {seq + 1} is missing: what comes next is event {row[0]}"
-    if chain_hash(previous, row[:-1]) != row[-1]:
-        return f"event {row[0]} was changed: its hash does not match its row and the one before"
-    try:
-        record = to_record(row)
-    except JournalError as error:
-        return str(error)
-    event = record.event
-    if isinstance(event, Moved) and not is_legal(event.TYPE, event.source, event.dest):
-        return f"event {row[0]}: no rule leads from {event.source} to {event.dest} by {event.TYPE}"
-    return None
+class Chain:
+    """The rows of a journal, as they come: event `seq`, with `hash`, is the last that can be trusted.
+
+    Each has to follow from those before it, by its number, its hash and what it tells.
+    """
+
+    def __init__(self, begin: Anchor | None = None) -> None:
+        self.seq, self.hash = (begin.seq, begin.hash) if begin is not None else (0, NO_HASH)
+        self._projection = beginning(begin)
+
+    def trouble_of(self, row: Row) -> str | None:
+        """What is wrong with the next row; None if nothing, then it is taken in."""
+        if row[0] < 1:
+            return f"a row has the number {row[0]}, and numbers begin with 1"
+        if row[0] != self.seq + 1:
+            return f"event {self.seq + 1} is missing: what comes next is event {row[0]}"
+        if chain_hash(self.hash, row[:-1]) != row[-1]:
+            return f"event {row[0]} was changed: its hash does not match its row and the one before"
+        try:
+            record = to_record(row)
+        except JournalError as error:
+            return str(error)
+        trouble = self._trouble_of(record)
+        if trouble is None:
+            self.seq, self.hash = record.seq, row[-1]
+        return trouble
+
+    def _trouble_of(self, record: Record) -> str | None:
+        seq, event = record.seq, record.event
+        if isinstance(event, Moved) and not is_legal(event.TYPE, event.source, event.dest):
+            return f"event {seq}: no rule leads from {event.source} to {event.dest} by {event.TYPE}"
+        if record.cause is not None and record.cause >= seq:
+            return f"event {seq} names event {record.cause} as its cause, which is not before it"
+        try:
+            self._projection.fold((record,))
+        except (KeyError, AssertionError):  # no registry wrote this
+            return f"event {seq} does not follow from those before it"
+        return None

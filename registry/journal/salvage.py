@@ -19,8 +19,8 @@ from registry.journal import anchor as anchors
 from registry.journal.anchor import Anchor
 from registry.journal.errors import JournalDamaged, JournalError
 from registry.journal.opening import Connection, ask, is_cut, open_copy
-from registry.journal.read import checked_anchor, row_pages, trouble_of
-from registry.journal.rows import NO_HASH, Row
+from registry.journal.read import Chain, checked_anchor, row_pages
+from registry.journal.rows import Row
 from registry.journal.schema import COLUMNS, CREATE, UNREADABLE, complaint_of
 
 
@@ -115,13 +115,11 @@ def _trusted(connection: Connection) -> tuple[Anchor | None, list[Row], list[Row
     begin, kept, trusted = None, [], []
     with suppress(JournalError):
         begin = checked_anchor(connection)
-        seq, previous = 0, NO_HASH
         if begin is not None:
             kept = ask(connection, anchors.KEPT, (anchors.numbers(begin.kept),))
-            seq, previous = begin.seq, begin.hash
+        rows = Chain(begin)
         for row in chain.from_iterable(row_pages(connection)):
-            if trouble_of(row, seq, previous) is not None:
+            if rows.trouble_of(row) is not None:
                 break
             trusted.append(row)
-            seq, previous = row[0], row[-1]
     return begin, kept, trusted

@@ -21,7 +21,7 @@ import msgspec
 
 from circle_replay import cli
 from registry.config import Config
-from registry.core.events import TYPES, ProbeChanged, Record
+from registry.core.events import TYPES, JournalCopied, Record
 from registry.core.lifecycle import Reason, State
 from registry.core.projection import Projection
 from registry.journal import Journal, JournalDamaged, JournalError
@@ -154,7 +154,8 @@ async def _as_ours(beginning: Beginning) -> tuple[Journal, Projection]:
 async def _judge_use(journal: Journal) -> None:
     """It can be written to: what cannot be is a JournalError."""
     seq = journal.seq + 1
-    record = Record(seq, 1, 1, seq, "web", 1, None, None, ProbeChanged(check="beat", ok=True))
+    event = JournalCopied(journal_id="j", source="elsewhere")
+    record = Record(seq, 1, 1, seq, None, None, None, None, event)
     try:
         await journal.append([record])
         read = await journal.read(since=-1)

@@ -17,17 +17,20 @@ NS = 1_000_000_000
 BEGAN_AT_NS = 1_767_225_600 * NS  # 2026-01-01T00:00:00Z
 
 S = State
+
+
+def _defined(service: str) -> ev.Defined:
+    return ev.Defined(
+        source=S.STOPPED,
+        dest=S.STOPPED,
+        reason=Reason.DEFINED,
+        definition=Definition(name=service, cmd=("./web",)),
+        digest="d",
+    )
+
+
 LIFE: list[tuple[int | None, ev.Event]] = [
-    (
-        None,
-        ev.Defined(
-            source=S.STOPPED,
-            dest=S.STOPPED,
-            reason=Reason.DEFINED,
-            definition=Definition(name="web", cmd=("./web",)),
-            digest="d",
-        ),
-    ),
+    (None, _defined("web")),
     (None, ev.StartRequested(source=S.STOPPED, dest=S.STARTING, reason=Reason.REQUESTED)),
     (
         1,
@@ -72,7 +75,7 @@ def _beats(
             run=1,
             cause=seq - 1 or None,
             actor=None,
-            event=ev.ProbeChanged(check="beat", ok=bool(seq % 2)),
+            event=ev.ProbeChanged(check="beat", ok=bool(seq % 2)) if seq > 1 else _defined(service),
         )
         for seq in range(first, first + count)
     ]
@@ -80,7 +83,7 @@ def _beats(
 
 @pytest.fixture
 def beats() -> Callable[..., list[ev.Record]]:
-    """`count` records from the sequence number `first` on, of one decision."""
+    """`count` records from the sequence number `first` on, of one decision; number 1 defines the service."""
     return _beats
 
 

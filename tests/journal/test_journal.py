@@ -114,7 +114,7 @@ READS = [
     ({"service": "nobody"}, []),
     ({"service": "db", "type": "probe_changed", "since": -1}, [18]),
     ({"type": "exited"}, []),
-    ({"type": "probe_changed", "limit": 2}, [1, 2]),
+    ({"type": "probe_changed", "limit": 2}, [2, 3]),
 ]
 
 
@@ -175,12 +175,12 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-async def test_any_text_comes_back_as_it_was(opened, path, life, text):
+async def test_any_text_comes_back_as_it_was(opened, path, beats, text):
     journal = await opened()
     error = ev.ProbeChanged(check="beat", ok=False, error=text)
-    record = ev.Record(1, 1, 1, 1, "web", 1, None, ev.Actor(1, 2, text), error)
-    await journal.append([record])
-    assert await journal.read() == [record]
+    records = [*beats(1, 1), ev.Record(2, 1, 1, 1, "web", 1, None, ev.Actor(1, 2, text), error)]
+    await journal.append(records)
+    assert await journal.read() == records
     assert verdict(path)[2] is None
 
 
@@ -189,9 +189,10 @@ async def test_a_name_that_is_no_unicode_does_not_stop_the_journal(opened, path,
     journal = await opened()
     name = os.fsdecode(b"caf\xe9")
     error = ev.ProbeChanged(check="beat", ok=False, error=f"{name}: no such file")
-    await journal.append([ev.Record(1, 1, 1, 1, "web", 1, None, ev.Actor(1, 2, name), error)])
-    await journal.append(beats(2, 1))
-    assert seqs(await journal.read()) == [1, 2]
+    await journal.append(beats(1, 1))
+    await journal.append([ev.Record(2, 1, 1, 1, "web", 1, None, ev.Actor(1, 2, name), error)])
+    await journal.append(beats(3, 1))
+    assert seqs(await journal.read()) == [1, 2, 3]
     assert verdict(path)[2] is None
 
 
@@ -441,7 +442,7 @@ async def test_durability_is_as_asked_for(opened, durability, level):
 WRITER = """
     import asyncio, sys
     from pathlib import Path
-    from registry.core.events import ProbeChanged, Record
+    from registry.core.events import JournalCopied, Record
     from registry.journal import Journal
 
     async def main():
@@ -449,7 +450,7 @@ WRITER = """
         while True:
             first = journal.seq + 1
             await journal.append([
-                Record(seq, 1, 1, first, "web", 1, None, None, ProbeChanged(check="beat", ok=True, error="x" * 500))
+                Record(seq, 1, 1, first, None, None, None, None, JournalCopied(journal_id="x", source="x" * 500))
                 for seq in range(first, first + 7)
             ])
             print(journal.seq, journal.hash, flush=True)

@@ -5,6 +5,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from registry.journal import Journal
@@ -41,6 +42,17 @@ async def test_of_one_whose_end_is_cut_off_what_is_left_is_kept_and_read(
     with closing(sqlite3.connect(path)) as connection:
         assert [row for page in row_pages(connection) for row in page] == rows[:last]
         assert verify(connection).trouble is None
+
+
+async def test_an_event_that_does_not_follow_from_those_before_it_is_not_kept(tmp_path, beats):
+    path = tmp_path / "registry.db"
+    records = beats(1, 50)
+    records[40] = msgspec.structs.replace(records[40], service="ghost")
+    await _written(path, records)
+    assert salvage(path)[1:] == (1, 40)
+    journal = await Journal.open(path)
+    assert (await journal.fold()).seq == 40
+    await journal.close()
 
 
 @pytest.mark.parametrize("left", [50, 100, 4096])

@@ -180,6 +180,51 @@ def test_a_move_that_no_rule_allows_shows_in_an_unbroken_chain(write, story: lis
         )
 
 
+@pytest.mark.parametrize("cause", [139, 140, 185])
+def test_a_cause_that_comes_no_earlier_shows(write, story: list[Record], cause: int) -> None:
+    odd = [*story]
+    odd[138] = msgspec.structs.replace(odd[138], cause=cause)
+    with closing(open_for_reading(write(odd))) as journal:
+        trouble = f"event 139 names event {cause} as its cause, which is not before it"
+        assert verify(journal)[::2] == (138, trouble, 1)
+
+
+@pytest.fixture
+def haunted(write, story: list[Record]) -> Path:
+    """An unbroken chain in which event 139, an end of a run, is of a service that there never was."""
+    odd = [*story]
+    odd[138] = msgspec.structs.replace(odd[138], service="ghost")
+    return write(odd)
+
+
+def test_an_event_that_does_not_follow_shows_in_an_unbroken_chain(haunted: Path, replay) -> None:
+    answer = replay(haunted, "--verify")
+    assert answer.status == 1
+    assert answer.out.endswith(
+        ": event 139 does not follow from those before it; events 1 to 138 can still be trusted\n"
+    )
+
+
+SERVICES = Path(__file__).parents[2] / "etc" / "services.toml"
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        *(["--report"], ["--report", "--boot"], ["--history", "ghost"], ["--what-if", SERVICES]),
+        *(["--why", "ghost"], ["--at", "seq:139"], ["--svg", "-"]),
+    ],
+)
+def test_a_question_that_leads_to_it_ends_in_a_sentence(
+    haunted: Path, replay, question: list[object]
+) -> None:
+    answer = replay(haunted, *question)
+    assert answer[:2] == (1, "")
+    assert answer.err.endswith(
+        f"{haunted}: event 139 does not follow from those before it; --verify says more\n"
+    )
+
+
 def test_a_type_of_a_newer_version_shows(journal: Path, replay) -> None:
     with closing(sqlite3.connect(journal)) as connection, connection:
         rows = connection.execute("SELECT * FROM events ORDER BY seq").fetchall()

@@ -16,8 +16,8 @@ from registry.core.definition import Condition, Definition, Dependency, Policy, 
 from registry.core.lifecycle import FOR_A_PERSON, PASSING, Reason, State, is_legal
 from registry.core.projection import Projection
 from registry.core.service import HAS_RUN, UP, Service
-from registry.journal.read import trouble_of
-from registry.journal.rows import NO_HASH, Row, to_record
+from registry.journal.read import Chain
+from registry.journal.rows import Row, to_record
 from registry.registry import Registry
 from tests.simulation.books import Books
 from tests.simulation.kernel import Kernel, Key, Process
@@ -55,7 +55,7 @@ class Ledger:
 
     folded: Projection = field(default_factory=Projection)
     accounts: dict[str, Account] = field(default_factory=dict)
-    head: str = NO_HASH
+    chain: Chain = field(default_factory=Chain)
     fresh: bool = True
     books: Books = field(default_factory=Books)
     spawned: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Ledger:
 
 def chain_is_whole(ledger: Ledger, row: Row) -> None:
     """Every row follows the one before it without a gap, hashes to what it says, and is read back."""
-    trouble = trouble_of(row, ledger.folded.seq, ledger.head)
+    trouble = ledger.chain.trouble_of(row)
     if trouble is not None:
         broken(chain_is_whole, row[4], trouble)
 
@@ -292,7 +292,6 @@ def take_in(ledger: Ledger, kernel: Kernel, rows: list[Row]) -> list[ev.Record]:
         ledger.books.before(ledger.folded.services, record)
         ledger.folded.fold([record])
         ledger.books.after(ledger.folded.services, record)
-        ledger.head = row[-1]
         ledger.remember(record)
         if isinstance(record.event, ev.Spawned):
             ledger.spawned[record.service or ""] = (record.run or 0, record.event.pid)

@@ -277,6 +277,10 @@ def replay(ctx: click.Context, /, **given: Any) -> int:
                 return _answer(journal, asked)
             except JournalDamaged as error:
                 return _answer_in_part(journal, asked, error)
+            except (KeyError, AssertionError):  # no registry wrote this, or it is our own fault
+                if (trouble := verify(journal).trouble) is None:
+                    raise
+                raise JournalError(f"{trouble}; --verify says more") from None
     except (JournalError, Refusal) as error:
         raise click.ClickException(f"{path}: {error}") from None
     except (logs.LogsError, pictures.PictureError) as error:
