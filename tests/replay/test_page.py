@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from circle_replay import page, pictures
-from circle_replay.svg import COLOURS, LANES_MAX, picture
+from circle_replay.svg import COLOURS, LANES_MAX, MARKS, picture
 from registry.core import events as ev
 from registry.core.definition import Definition
 from registry.core.lifecycle import Reason, State
@@ -26,6 +26,8 @@ from registry.questions.timeline import happened
 from .fleet import fleet
 
 ROOT = Path(__file__).parents[2]
+CHAR_PX = 6.2
+"""At most, on the average."""
 HOSTILE = "</script><script>alert(1)</script>\" onload='x' \ud800 \x00\x1b[31m\u2028 &lt; <!-- ]]> {{title}}"
 
 
@@ -209,6 +211,16 @@ def test_the_picture_shows_services_legend_and_axis(journal: Path, replay, tmp_p
     assert words[-1].startswith("8 services, 185 events") or re.match(
         r"\d+ services, 185", words[-1]
     )
+
+
+def test_every_word_of_the_legend_is_within_the_picture(journal: Path, replay) -> None:
+    svg = _svg(replay(journal, "--svg", "-").out)
+    legend = [*COLOURS, *(words for words, _ in MARKS.values()), "registry began or ended"]
+    ends = {
+        each.text: float(each.attrib["x"]) + len(each.text or "") * CHAR_PX
+        for each in svg.iter("{http://www.w3.org/2000/svg}text")
+    }
+    assert max(ends[words] for words in legend) <= float(svg.attrib["width"])
 
 
 def test_a_picture_of_many_services_is_bounded_and_says_what_it_leaves_out() -> None:

@@ -99,9 +99,9 @@ def picture(found: Lanes, *, title: str, lanes_max: int = LANES_MAX) -> str:
         ),
         *_marks(found, shown, frame),
         *_legend(bottom + 44),
-        _text(_MARGIN, bottom + 76, _left_out(found, shown), _FAINT),
+        _text(_MARGIN, bottom + 98, _left_out(found, shown), _FAINT),
     ]
-    return _document(title, bottom + 92, body)
+    return _document(title, bottom + 114, body)
 
 
 def _document(title: str, height: int, body: Iterable[str]) -> str:
@@ -346,6 +346,7 @@ def _legend(y: int) -> Iterator[str]:
         yield f'<rect x="{x:g}" y="{y - height / 2:g}" width="22" height="{height}" fill="{_fill(state)}"/>'
         yield _text(x + 28, y + 4, state, _INK)
         x += 28 + len(state) * _SMALL + 14
+    x, y = _MARGIN, y + 22  # in one line with the states they are too wide
     for kind, (words, _) in MARKS.items():
         yield _mark(kind, [(x + 6, y)])
         yield _text(x + 17, y + 4, words, _INK)
