@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -25,13 +26,18 @@ from registry.core.dependencies import Graph
 from registry.core.digest import blake2b
 from registry.core.events import Actor
 from registry.core.lifecycle import Reason
+from registry.host import apart
 from registry.questions.plan import Plan, plan
 from registry.registry import Registry, Step
 from registry.validate import machine_complaints
 
+T = TypeVar("T")
+
 _log = logging.getLogger("registry")
 _FIXED = ("socket", "socket_mode", "socket_group")
 """Settings of the registry that it is born with."""
+LOOKS_MAX = 2
+"""Looks at files and this machine that are under way at once: those that hang, and nobody waits for, count."""
 
 
 def digest(definition: Definition, key: bytes) -> str:
@@ -50,6 +56,7 @@ class Configuration:
         self._registry = registry
         self._take_up = take_up
         self._one_at_a_time = asyncio.Lock()
+        self._looks: set[asyncio.Task[Any]] = set()
 
     def define(self, definition: Definition, **by: Actor | int | None) -> Step:
         """The step that declares a service."""
@@ -90,7 +97,7 @@ class Configuration:
 
     async def _load(self) -> Config:
         try:
-            loaded = await asyncio.to_thread(load, self.config.file)
+            loaded = await self._look(load, self.config.file)
         except ConfigError as error:
             told = str(error).splitlines()
             more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
@@ -98,7 +105,7 @@ class Configuration:
         return with_digests(loaded, self._key)
 
     async def _compare(self, config: Config) -> Plan:
-        complaints = await asyncio.to_thread(machine_complaints, config, os.environ)
+        complaints = await self._look(machine_complaints, config, os.environ)
         compared = plan(self._registry.committed.services, config.definitions)
         # a complaint about all instances of one names what they share
         concerned = {change.service.partition("@")[0] for change in compared.changes}
@@ -109,6 +116,15 @@ class Configuration:
             later=_later(self.config, config),
             warnings=tuple(warnings),
         )
+
+    async def _look(self, look: Callable[..., T], *given: Any) -> T:
+        """What `look` returns or raises. It goes on where whoever asked for it is gone."""
+        while len(self._looks) >= LOOKS_MAX:
+            await asyncio.wait(self._looks, return_when=asyncio.FIRST_COMPLETED)
+        looking = asyncio.create_task(apart.do(look, *given))
+        self._looks.add(looking)
+        looking.add_done_callback(self._looks.discard)
+        return await asyncio.shield(looking)
 
     def _exchange(self, config: Config) -> None:
         """The new one is in force, but for what only the next start takes up: that stays as it is."""

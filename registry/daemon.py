@@ -40,6 +40,7 @@ from registry.core import events as ev
 from registry.core import inputs as inp
 from registry.core.lifecycle import Reason, State
 from registry.core.service import Service
+from registry.host import apart
 from registry.host.capabilities import Capabilities, become_subreaper, detect
 from registry.host.clock import Clock
 from registry.host.health import Attempt, Prober
@@ -73,7 +74,7 @@ EX_ESSENTIAL = 10
 HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """The signals that the daemon does something at."""
 THREADS_MAX = 2
-"""Threads that read logs and configuration."""
+"""Threads that read logs and journals."""
 _CHECK_S = 30.0
 HOOKS_S = 5.0
 """How long hooks that run may take at the end."""
@@ -505,7 +506,7 @@ class Daemon:
     async def _warn(self) -> None:
         """Say what this machine lacks; neither services nor we have waited for that to be looked for."""
         try:
-            complaints = await asyncio.to_thread(machine_complaints, self._starting, os.environ)
+            complaints = await apart.do(machine_complaints, self._starting, os.environ)
         except Exception:  # no thread to be had, say: what runs goes on
             _log.exception("What services lack here could not be looked for")
             return

@@ -15,13 +15,14 @@ import http
 import ipaddress
 import os
 import socket
-import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from urllib.parse import quote, urlsplit
 
 import httptools
 import msgspec
+
+from registry.host import apart
 
 HEAD_BYTES_MAX = 65_536
 BODY_BYTES_MAX = 4_096
@@ -149,28 +150,17 @@ _lookups: dict[str, Future[tuple[str, ...]]] = {}
 
 
 async def _looked_up(host: str) -> tuple[str, ...]:
-    """The addresses of `host`, from a thread of its own.
-
-    A resolver that hangs would in time hold every thread of the loop's own pool, and with them all
-    other checks and the end of the program. Here a name has one thread, however many ask for it.
-    """
+    """The addresses of `host`. However many ask for it, one thread of its own does so."""
     lookup = _lookups.get(host)
     if lookup is None:
-        lookup = Future()
-        lookup.set_running_or_notify_cancel()  # who stops waiting does not cancel it for the others
-        threading.Thread(target=_look_up, args=(host, lookup), daemon=True).start()
-        _lookups[host] = lookup
+        lookup = _lookups[host] = apart.begin(_look_up, host)
         lookup.add_done_callback(lambda _: _lookups.pop(host))
     return await asyncio.wrap_future(lookup)
 
 
-def _look_up(host: str, lookup: Future[tuple[str, ...]]) -> None:
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        lookup.set_exception(error)
-    else:
-        lookup.set_result(tuple(str(address[0]) for *_, address in found))
+def _look_up(host: str) -> tuple[str, ...]:
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return tuple(str(address[0]) for *_, address in found)
 
 
 class _Answer:

@@ -332,6 +332,30 @@ def box(short_dir: Path, request: pytest.FixtureRequest) -> Iterator[Box]:
         print(made.told())
 
 
+FAR = """
+import os, time
+from registry.__main__ import main
+
+isdir = os.path.isdir
+
+def is_folder(path):
+    if path == "/far":
+        print("asked", file=open("asked", "a"))
+        while True:
+            time.sleep(1)
+    return isdir(path)
+
+os.path.isdir = is_folder
+main()
+"""
+
+
+@pytest.fixture
+def far(box: Box) -> tuple[str]:
+    """A registry for whose looks the folder /far never answers; each has a line in the file `asked`."""
+    return (str(box.program("far", FAR)),)
+
+
 @pytest.fixture
 def free_port() -> int:
     """A port of 127.0.0.1 at which nobody listens."""

@@ -603,17 +603,17 @@ def test_sighup_applies_and_with_a_wrong_file_tells_every_complaint(box):
 
 
 NO_THREAD = """
-import asyncio, os
+import os, threading
 from registry.__main__ import main
 
-to_thread = asyncio.to_thread
+start = threading.Thread.start
 
-async def short_of_threads(*given):
+def short_of_threads(thread):
     if os.path.exists("short"):
         raise RuntimeError("can't start new thread")
-    return await to_thread(*given)
+    start(thread)
 
-asyncio.to_thread = short_of_threads
+threading.Thread.start = short_of_threads
 main()
 """
 
@@ -629,6 +629,19 @@ def test_sighup_ends_no_registry_that_has_no_thread_to_read_the_file(box):
     box.daemon.send_signal(signal.SIGHUP)
     box.wait_for(lambda: len(box.data("list_services")) == 2, "the next one is carried out")
     assert running(box, "web") == before
+
+
+def test_a_plan_that_hangs_keeps_nobody_from_the_end(box, far):
+    begin(box, service("web"), program=far)
+    web = running(box, "web")["web"][1]
+    box.configure(service("web") + service("far", SLEEP, 'cwd = "/far"'))
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(box.socket))
+        client.sendall(b'{"action":"plan"}\n')
+        box.wait_lines("asked", 1)
+    assert box.stop() == 0
+    assert not box.is_running(web)
+    assert "Traceback" not in box.errors.read_text()
 
 
 def test_sighup_ends_no_registry_not_even_one_that_is_becoming_another_program(box):

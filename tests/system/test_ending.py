@@ -56,6 +56,19 @@ def test_a_signal_stops_every_service_and_leaves_nothing(box, number):
     assert leftovers <= expected, leftovers - expected
 
 
+def test_a_folder_that_does_not_answer_keeps_nobody_from_the_end(box, far):
+    """Nobody needs it: its service does not start by itself."""
+    box.configure(
+        service("up", SLEEP) + service("report", f'{SLEEP}\ncwd = "/far"\nautostart = false')
+    )
+    box.start(program=far)
+    box.wait_status("up", "Running")
+    box.wait_lines("asked", 1)
+    assert box.stop() == 0
+    box.wait_for(lambda: not box.left(), "nothing is left")
+    assert "Traceback" not in box.errors.read_text()
+
+
 def test_the_end_is_in_the_journal_with_its_reason(box):
     box.configure(service("up", SLEEP))
     box.start()

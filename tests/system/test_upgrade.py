@@ -350,6 +350,33 @@ def test_a_signal_to_end_during_an_upgrade_is_not_lost(box, number, moment):
     box.wait_for(lambda: not box.left(), "nothing is left")
 
 
+def test_a_folder_that_does_not_answer_keeps_nobody_from_an_upgrade(box, far):
+    """Nor is a signal to end lost to who asks it yet, while there is no program."""
+    keys = f'{SLEEP}\ncwd = "/far"\nautostart = false'
+    box.configure(service("up", SLEEP) + service("report", keys))
+    script = box.program("paused", PAUSED.format(before="pass").replace("main()", ""))
+    with script.open("a") as file:
+        file.write(Path(*far).read_text())
+    box.start(program=(str(script),))
+    pid = box.wait_status("up", "Running")["pid"]
+    box.wait_lines("asked", 1)
+    box.data("upgrade")
+    box.wait_for((box.folder / "at_exec").exists, "it is about to become the next")
+    os.kill(pid, signal.SIGKILL)
+    (box.folder / "go").touch()
+    box.wait_status("up", "Running", run=2)
+    box.wait_lines("asked", 2)
+    (box.folder / "at_exec").unlink()
+    (box.folder / "go").unlink()
+    box.data("upgrade")
+    box.wait_for((box.folder / "at_exec").exists, "it is about to become the next")
+    box.daemon.send_signal(signal.SIGTERM)
+    (box.folder / "go").touch()
+    assert box.daemon.wait(10) == 0
+    box.wait_for(lambda: not box.left(), "nothing is left")
+    assert "Traceback" not in box.errors.read_text()
+
+
 def test_a_restart_under_way_goes_on_after_an_upgrade(box):
     box.configure(
         service("bad", 'cmd = ["false"]\nrestart = { delay = "400ms" }')
