@@ -12,6 +12,7 @@ import logging
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,13 @@ def short_dir() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="cr-", dir=TMP) as folder:
         _short_dirs.append(folder)
         yield Path(folder)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of 127.0.0.1 at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 @pytest.fixture(autouse=True)

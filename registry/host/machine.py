@@ -100,9 +100,15 @@ class Machine:
 
     @contextlib.asynccontextmanager
     async def ahead(self, runs: Sequence[tuple[Definition, int]]) -> AsyncIterator[None]:
-        """Within the block `spawn` finds processes made for these; those that it was not asked for are undone."""
+        """Within the block `spawn` finds processes made for these; those that it was not asked for are undone.
+
+        But not for those with listening sockets: to open one, before it is decided, is seen by others, and a process
+        that is being undone has its copy a little longer than the address may be this service's.
+        """
         wanted = []
         for definition, run in runs:
+            if definition.sockets:
+                continue
             with contextlib.suppress(LaunchError):  # which is told when it is asked for
                 launch = self._equipped(definition, run)
                 wanted.append(Wanted((definition.name, run), launch, definition.logs))

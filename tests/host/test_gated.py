@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from registry.core.definition import Definition
+from registry.core.definition import Definition, Socket
 from registry.core.inputs import ProcessExited, SpawnSucceeded
 from registry.host import gate, proc
 from registry.host.gated import Wanted
@@ -97,9 +97,10 @@ async def test_another_launch_than_the_one_foreseen_gets_a_process_of_its_own(ho
     assert (await host.next()).exit_code == 4
 
 
-async def test_a_definition_that_is_another_by_then_gets_a_process_of_its_own(host):
+def machine_of(host: Host) -> Machine:
+    """One whose runs are given nothing."""
     around = SimpleNamespace(begin=lambda *_run: None, equip=lambda _definition, launch: launch)
-    machine = Machine(
+    return Machine(
         runner=host.runner,
         prober=cast(Any, None),
         surroundings=cast(Any, around),
@@ -109,6 +110,19 @@ async def test_a_definition_that_is_another_by_then_gets_a_process_of_its_own(ho
         environments={},
         socket_path="",
     )
+
+
+async def test_no_process_made_ahead_has_a_copy_of_a_listening_socket(host):
+    """One that is undone would keep the address from others until it has ended."""
+    sockets = (Socket("http", "127.0.0.1:0"),)
+    runs = [(Definition("s", (SH, "-c", "exit 0"), sockets=sockets), 1)]
+    runs += [(Definition(name, (SH, "-c", "exit 0")), 1) for name in ("a", "b")]
+    async with machine_of(host).ahead(runs):
+        assert [host.runner.is_ahead(each.name, 1) for each, _run in runs] == [False, True, True]
+
+
+async def test_a_definition_that_is_another_by_then_gets_a_process_of_its_own(host):
+    machine = machine_of(host)
     before, after = (
         Definition(name, (SH, "-c", f"exit {code}")) for name, code in (("s", 3), ("s", 4))
     )

@@ -354,10 +354,3 @@ main()
 def far(box: Box) -> tuple[str]:
     """A registry for whose looks the folder /far never answers; each has a line in the file `asked`."""
     return (str(box.program("far", FAR)),)
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port of 127.0.0.1 at which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
