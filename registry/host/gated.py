@@ -16,6 +16,7 @@ from registry.host import gate
 from registry.host.kept import Kept
 from registry.host.launch import Launch, LaunchError
 from registry.host.spawning import Spawning
+from registry.passed import SCM_MAX_FD
 
 Key = tuple[str, int]
 """A service's name and the number of its run."""
@@ -79,7 +80,8 @@ class GatedProcesses:
         and tells why.
         """
         try:
-            await self._make_ahead(wanted)
+            for some in _shared_out(wanted):
+                await self._make_ahead(some)
             yield
         finally:
             for _launch, made in self._ahead.values():
@@ -87,7 +89,7 @@ class GatedProcesses:
             self._ahead.clear()
 
     async def _make_ahead(self, wanted: Sequence[Wanted]) -> None:
-        # of all of them: too many descriptors for one message, say
+        # of all of them: too many descriptors for one message, or for us
         with contextlib.suppress(OSError, LaunchError), contextlib.ExitStack() as unfinished:
             ways = []
             for each in wanted:
@@ -118,6 +120,21 @@ class GatedProcesses:
                 yield approach, output
         except OSError as error:
             raise gate.refusal(error) from None
+
+
+def _shared_out(wanted: Sequence[Wanted]) -> Iterator[list[Wanted]]:
+    """All of them, as many together as one message has room for their descriptors."""
+    some: list[Wanted] = []
+    room = SCM_MAX_FD
+    for each in wanted:
+        takes = 1 + len(each.launch.descriptors)  # one is its gate
+        if some and takes > room:
+            yield some
+            some, room = [], SCM_MAX_FD
+        some.append(each)
+        room -= takes
+    if some:
+        yield some
 
 
 def _spawn_each(approaches: Sequence[gate.Approach]) -> Callable[..., list[int | OSError]]:

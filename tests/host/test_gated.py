@@ -17,6 +17,7 @@ from registry.host.gated import Wanted
 from registry.host.launch import LaunchError
 from registry.host.machine import Machine
 from registry.logs.target import LogTarget
+from registry.passed import SCM_MAX_FD
 from tests.coroutines import at_once
 from tests.host.conftest import LOGS, SH, Host
 
@@ -149,17 +150,26 @@ async def test_what_cannot_be_made_ahead_is_told_when_it_is_asked_for(host):
     assert (await host.next()).exit_code == 7
 
 
-async def test_where_the_descriptors_of_all_are_too_many_each_is_made_by_itself(host):
+async def test_where_the_descriptors_of_all_are_too_many_for_one_message_there_are_several(
+    host, gone
+):
     descriptors, before = open_descriptors(), children()
     given = os.open("/dev/null", os.O_RDONLY)
-    runs = [wanted(host, run, descriptors=(given,) * 100) for run in (1, 2, 3)]
+    counts = (100, SCM_MAX_FD, 100, 100, 50)  # with its gate the second has one too many, alone
+    runs = [wanted(host, run, descriptors=(given,) * n) for run, n in enumerate(counts)]
     async with host.runner.ahead(runs):
-        assert children() == before
-        spawn(host, runs[0])
-    assert host.runner.open_gate("s", 1)
+        assert [host.runner.is_ahead(*each.key) for each in runs] == [True, False, True, True, True]
+        made = {*children()} - {*before}
+        pid = spawn(host, runs[3])
+        assert pid in made
+        with pytest.raises(LaunchError):
+            spawn(host, runs[1])
+    for each in made - {pid}:
+        await gone(each)
+    assert host.runner.open_gate("s", 3)
     assert (await host.next()).exit_code == 0
     os.close(given)
-    host.keeper.drop("s", 1)
+    host.keeper.drop("s", 3)
     assert open_descriptors() == descriptors
 
 
