@@ -82,13 +82,14 @@ class HeldRuns:
         """Hold copies; without `output_fd` only the pidfd of what is held is another one. Raises OSError."""
         run = self._runs.get(key)
         if run is None or output_fd is not None:
+            copies = _copies(output_fd, pidfd)
             if run is not None:
                 close_all(run.fds())
-            run = self._runs[key] = Run(None, None, log)
-            run.output = _copy(output_fd)
-        close_all(_present(run.pidfd))
-        run.pidfd = None
-        run.pidfd = _copy(pidfd)
+            self._runs[key] = Run(*copies, log)
+        else:
+            close_all(_present(run.pidfd))
+            run.pidfd = None
+            run.pidfd = _copy(pidfd)
         return partial(self._compose, key)
 
     def redirect(self, key: Key, log: LogTarget) -> Outgoing | None:
@@ -271,6 +272,16 @@ def _present(*fds: int | None) -> list[int]:
 
 def _copy(fd: int | None) -> int | None:
     return None if fd is None else os.dup(fd)
+
+
+def _copies(one: int | None, other: int | None) -> tuple[int | None, int | None]:
+    """Of both or, where that cannot be, of none."""
+    copy = _copy(one)
+    try:
+        return copy, _copy(other)
+    except OSError:
+        close_all(_present(copy))
+        raise
 
 
 def _target(spec: object) -> LogTarget | None:

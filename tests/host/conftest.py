@@ -52,10 +52,14 @@ class HoldingKeeper:
     ) -> None:
         if self.refuses is not None:
             raise self.refuses
-        if output_fd is not None:
-            self.outputs[service, run] = os.dup(output_fd)
-        if pidfd is not None:
-            self.pidfds[service, run] = os.dup(pidfd)
+        try:
+            if output_fd is not None:
+                self.outputs[service, run] = os.dup(output_fd)
+            if pidfd is not None:
+                self.pidfds[service, run] = os.dup(pidfd)
+        except OSError:
+            self.drop(service, run)
+            raise
         self.targets[service, run] = log
         self.is_told = False
 
