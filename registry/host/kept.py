@@ -48,9 +48,13 @@ class OutputKeeper(Protocol):
 
 
 class Kept:
-    """The runs that the keeper holds. The FIFOs are made in `folder`."""
+    """The runs that the keeper holds. The FIFOs are made in `folder`, where nobody else makes any."""
 
     def __init__(self, folder: Path, keeper: OutputKeeper) -> None:
+        for left in folder.glob("output.[0-9]*"):  # by a daemon that was killed
+            if left.is_fifo():
+                with contextlib.suppress(OSError):
+                    left.unlink()
         self._folder = folder
         self._keeper = keeper
         self._numbers: set[int] = set()  # of the FIFOs that have a name

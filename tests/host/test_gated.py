@@ -203,3 +203,14 @@ async def test_one_that_dies_before_it_is_asked_for_is_told_of_after_it_was(host
             spawn(host, each)
     seen = [await host.next() for _ in runs]
     assert all(isinstance(each, ProcessExited) and each.signal == signal.SIGKILL for each in seen)
+
+
+async def test_the_pipes_that_a_killed_daemon_has_left_are_removed(make_host, tmp_path):
+    folder = tmp_path / "var"
+    folder.mkdir()
+    for number in (0, 7, 63):
+        os.mkfifo(folder / f"output.{number}")
+    for name in ("output.1", "output.txt"):
+        (folder / name).write_text("not ours")
+    make_host()
+    assert sorted(path.name for path in folder.glob("output*")) == ["output.1", "output.txt"]
