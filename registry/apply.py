@@ -123,8 +123,13 @@ class Configuration:
             await asyncio.wait(self._looks, return_when=asyncio.FIRST_COMPLETED)
         looking = asyncio.create_task(apart.do(look, *given))
         self._looks.add(looking)
-        looking.add_done_callback(self._looks.discard)
+        looking.add_done_callback(self._looked)
         return await asyncio.shield(looking)
+
+    def _looked(self, looking: asyncio.Task[Any]) -> None:
+        self._looks.discard(looking)
+        if not looking.cancelled():
+            looking.exception()  # what it raises is for whoever asked, if anybody still waits
 
     def _exchange(self, config: Config) -> None:
         """The new one is in force, but for what only the next start takes up: that stays as it is."""
