@@ -50,7 +50,8 @@ A TIME is in UTC where it does not say otherwise:
   2026-01-02T03:04:05Z   2026-01-02T03:04:05.678+01:00   "2026-01-02 03:04:05"
   03:14   03:14:07       today, UTC
   "2 hours ago"   5m ago   (s, m, h, d)
-It stands for all that it names: 03:14:07 for that whole second, 03:14:07.678 for that millisecond.
+It stands for all that it names: 03:14:07 for that whole second, 03:14:07.678 for that millisecond;
+03:14 is 03:14:00.
 
 Where the clock was set back, times do not follow the order of events: --since and --until choose by
 each event's own time, and --at TIME means the state after the last event, in sequence, that is not
