@@ -313,6 +313,8 @@ class _Words:
     def _words(self) -> str:
         who, whose = self._who()
         record, event = self._record, self._record.event
+        if (did := _DID.get(type(event))) is not None:
+            return f"{who} {did}"
         match event:
             case ev.StartRequested():
                 if event.reason is Reason.AUTOSTART and record.actor is not None:  # who applied it
@@ -356,24 +358,14 @@ class _Words:
             case ev.GaveUp():
                 times = "once" if event.restarts == 1 else f"{event.restarts} times"
                 return f"{who} had been restarted {times} within {event.within_s:g} s, which is its limit"
-            case ev.Defined():
-                return f"{who} was declared"
-            case ev.Redefined():
-                return f"{who} was declared differently"
             case ev.Removed():
                 return f"{who} was removed"
             case ev.RegistryStarted():
                 return f"the registry {'started' if event.fresh else 'took over'} (pid {event.pid})"
-            case ev.ResetRequested():
-                return f"{who} was reset"
             case ev.SignalRequested():
                 return f"{who} was to be sent {event.signal}"
-            case ev.ReloadRequested():
-                return f"{who} was to reload"
             case ev.RestartDue():
                 return f"{whose} delay was over"
-            case ev.StopAnnounced():
-                return f"{who} said that it stops"
             case ev.StopTimedOut():
                 return f"{who} said that it stops, and did not within its stop timeout of {event.timeout_s:g} s"
             case ev.Adopted():
@@ -450,6 +442,13 @@ class _Words:
         return f"restart policy{policy} starts it again {when}{attempt}"
 
 
+_DID: dict[type[ev.Event], str] = {
+    ev.Defined: "was declared",
+    ev.Redefined: "was declared differently",
+    ev.ResetRequested: "was reset",
+    ev.ReloadRequested: "was to reload",
+    ev.StopAnnounced: "said that it stops",
+}
 _START = {
     Reason.AUTOSTART: "starts with the registry (autostart)",
     Reason.REQUIRED: "is needed by one that was started",
