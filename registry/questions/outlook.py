@@ -88,6 +88,8 @@ def _rest(service: Service) -> str:
         return f"nothing until circlectl start {name} (or reset)"
     if reason in FOR_A_PERSON:
         return f"nothing until that is mended, and circlectl start {name}"
+    if reason is Reason.SHUTDOWN and service.definition.autostart:
+        return "it starts with the next registry (autostart)"
     policy = service.definition.restart.policy
     is_clean = service.state is State.STOPPED
     if service.wanted and (reason in PASSING or restarts.wants_restart(policy, clean=is_clean)):

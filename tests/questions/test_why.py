@@ -155,6 +155,12 @@ def _stopped_by_an_operator(story):
     story.tell("lone", inp.Stop(actor=ANA))
 
 
+def _stopped_with_the_registry(story):
+    start(story, "lone")
+    story.tell("lone", inp.Stop(reason=Reason.SHUTDOWN))
+    story.end("lone", 0)
+
+
 def _applied_anew(story):
     story.tell("lone", inp.Start(reason=Reason.AUTOSTART, actor=ANA))
 
@@ -396,6 +402,15 @@ TABLE: list[tuple[Callable, str, list[str]]] = [
             "lone is Stopping",
             "it was stopped by uid 1000 (psql, pid 4711)",
             "next SIGKILL for what is left of it; then it stays down",
+        ],
+    ),
+    (
+        _stopped_with_the_registry,
+        "lone",
+        [
+            "lone is Stopped",
+            "it was stopped for the end of the registry",
+            "next it starts with the next registry (autostart)",
         ],
     ),
     (
