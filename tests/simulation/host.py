@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -98,6 +98,7 @@ class SimulatedHost:
         self._prober = prober
         self._runs: dict[Key, Tracked] = {}
         self._definitions: dict[str, Definition] = {}
+        self._ahead: dict[Key, tuple[Definition, Process]] = {}
         self.journal_id = ""
         self.busy = False
         """Whether a decision waits for its process."""
@@ -108,9 +109,40 @@ class SimulatedHost:
 
     # --- starting ---------------------------------------------------------------------------------
 
-    def ahead(self, runs: Sequence[tuple[Definition, int]]) -> AbstractAsyncContextManager[None]:
-        """Nothing is made before it is asked for."""
-        return nullcontext()
+    @asynccontextmanager
+    async def ahead(self, runs: Sequence[tuple[Definition, int]]) -> AsyncIterator[None]:
+        """Within the block `spawn` finds processes made for these; those that it was not asked for are undone."""
+        self._life.point("ahead")
+        if (takes_s := self._outside.spawn_s()) > 0:
+            await asyncio.sleep(takes_s * len(runs))
+        for definition, run in runs:
+            key = (definition.name, run)
+            self._ahead[key] = definition, self._kernel.spawn(self.journal_id, key)
+        self._outside.happened["made ahead"] += len(runs)
+        try:
+            yield
+        finally:
+            for _definition, process in self._ahead.values():
+                self._undo(process)
+            self._ahead.clear()
+
+    def _undo(self, process: Process) -> None:
+        self._outside.happened["undone"] += 1
+        process.is_ending = True
+        self._kernel.end_in(0.0005, process, NEVER_RAN)
+
+    async def _made(self, definition: Definition, key: Key) -> Process:
+        """The process made ahead, unless it was made for another definition; else one of its own."""
+        foreseen, process = self._ahead.pop(key, (None, None))
+        if process is not None and foreseen is definition:
+            return process
+        if process is not None:
+            self._undo(process)
+        if (takes_s := self._outside.spawn_s()) > 0:
+            self.busy = True
+            await asyncio.sleep(takes_s)
+            self.busy = False
+        return self._kernel.spawn(self.journal_id, key)
 
     async def spawn(self, definition: Definition, run: int, digest: str) -> inp.Observation:
         """Put a process behind its gate: SpawnSucceeded or SpawnRefused."""
@@ -119,12 +151,8 @@ class SimulatedHost:
         reason = self._outside.refused_spawn()
         if reason is not None:
             return inp.SpawnRefused(run=run, reason=reason, message="no")
-        if (takes_s := self._outside.spawn_s()) > 0:
-            self.busy = True
-            await asyncio.sleep(takes_s)
-            self.busy = False
         key = (definition.name, run)
-        process = self._kernel.spawn(self.journal_id, key)
+        process = await self._made(definition, key)
         self._definitions[definition.name] = definition
         self._runs[key] = Tracked(key, process)
         if self._kernel.keeper.alive:
