@@ -62,12 +62,14 @@ def in_words() -> str:
 
 def impossible(limits: Limits) -> Iterator[LaunchError]:
     """The limits asked for that no cgroup of this machine can keep, whoever runs the registry."""
+    if not (asked := _asked(limits)):
+        return
     try:
         mounts = Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape")
     except OSError:
         mounts = ""
     mount = next((found for line in mounts.split("\n") if (found := _mount_of(line))), None)
-    for key, controller in _asked(limits):
+    for key, controller in asked:
         if mount is None:
             why = "there is none here"
         elif controller in lacking(Path(mount[1])):
