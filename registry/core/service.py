@@ -144,7 +144,7 @@ def _enter(service: Service, event: Any, record: ev.Record) -> None:
         service.since_ns = record.at_ns
         service.moved_ns = record.mono_ns
         service.cause = record.seq
-    elif type(event) not in (_ORDERS if source is _STOPPING else _BESIDE):
+    elif type(event) not in _BESIDE:
         service.cause = record.seq
     if source is _STARTING is not dest:
         service.extended_ns = 0  # more time to start is not more time to stop
@@ -163,8 +163,6 @@ def _enter(service: Service, event: Any, record: ev.Record) -> None:
 
 _BESIDE = frozenset({ev.ResetRequested, ev.Redefined, ev.BecameUnhealthy, ev.Adopted})
 """What leads to nothing where it leaves the state as it was: what led to that state still does."""
-_ORDERS = _BESIDE | {ev.StartRequested, ev.StopRequested, ev.RestartRequested}
-"""The same of a service that stops: it ends for what made it stop, whatever is to come of it then."""
 
 
 def _bind(service: Service, dest: State, reason: Reason) -> None:

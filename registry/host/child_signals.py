@@ -85,6 +85,8 @@ class ChildSignals:
         # a thread may be about to tell Python of one: without any handler by then that would be a complaint on stderr
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         signal.siginterrupt(signal.SIGCHLD, False)
+        # the loop closes its end of it before it takes back what it is told by
+        signal.set_wakeup_fd(-1)
         if self._descriptor is not None:
             loop.remove_reader(self._descriptor)
             os.close(self._descriptor)

@@ -1,7 +1,7 @@
 """What led to an event: its recorded cause, or the order that decided what came of it.
 
-An event has one recorded cause, that which let it happen then. Where somebody's word decided what happened, as in where
-a service that stopped goes from there, that word is the cause that people ask for.
+An event has one recorded cause, that which let it happen then: of the end of a service that stops, say, the last order
+that it was given. Where somebody's word decided what happened, that word is the cause that people ask for.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def _decided(
             return latest_order(before)
         case ev.DependentsGone():  # that is only what its stop waited for
             return next((each for each in before if isinstance(each.event, ev.StopRequested)), None)
-        case ev.Exited() if event.signal is not None and event.source is not State.STOPPING:
+        case ev.Exited(source=State.STOPPING) | ev.Lost(source=State.STOPPING):
+            return next(filter(_stops, before), None)  # whatever was said to it meanwhile
+        case ev.Exited() if event.signal is not None:
             return _sent(record, signal_name(event.signal), before, services)
         case ev.ProbeChanged() if event.ok:  # it is owed to its run's having been started
             run = record.run
@@ -91,6 +93,12 @@ def _sent(
                 if record.seq not in undone:
                     return record
     return None
+
+
+def _stops(record: ev.Record) -> bool:
+    """Whether a service began to stop with it."""
+    event = record.event
+    return isinstance(event, ev.Moved) and event.source is not event.dest is State.STOPPING
 
 
 def _begins(record: ev.Record, run: int | None) -> bool:

@@ -15,9 +15,9 @@ HERE = Path(__file__).parent
 SEEDS = 36
 HOURS = 0.4
 DIGESTS = {
-    1: "2778b779b692241c371b5f8dcbabbf4623e98c319e70d38bb8f09db82c28d888",
-    2: "3a3fb2f0f184c0be167e713c292d19e557708031b71bd7c6980f73eea517dc21",
-    3: "314aed5fb8d06cfc25f77962988323a377c9e74c57b0d643b6a4ed10c699046e",
+    1: "a6edcc1747c5cdc6913b17e559a42048e21669447a32148ae793dee8e7b522ae",
+    2: "8313ffc652a2b1a5f522d01b2ef5b8b36691711793a2918c3698eea83ad39210",
+    3: "3f18d88aa21c30c820edadd2faea44836df24f378bf747e906b259665e763bd6",
 }
 """Of seeds of HOURS each. They change with every change of what the registry decides, and with the simulator:
 `python3 tools/dev simulate --seeds 3 --hours 0.4` tells the new ones.
