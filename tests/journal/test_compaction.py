@@ -8,7 +8,7 @@ import random
 import runpy
 import shutil
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -219,16 +219,18 @@ async def test_what_runs_is_told_with_what_was_behind_its_beginning(story, tmp_p
     for horizon in ends_of_decisions(story)[::3]:
         shutil.copy(whole, path)
         await compact(path, horizon)
-        with (
-            closing(open_for_reading(whole)) as before,
-            closing(open_for_reading(path)) as after,
-        ):
-            for name in service_names(after):
-                runs = {each.run: each for each in history(before, name).runs}
-                for run in history(after, name).runs:
-                    assert beginning_of(run) == beginning_of(runs[run.run])
-                    told += run.started_by is not None and run.started_by.event.seq <= horizon
+        for run, was in runs_of_both(path, whole):
+            assert beginning_of(run) == beginning_of(was)
+            told += run.started_by is not None and run.started_by.event.seq <= horizon
     assert told > 50
+
+
+def runs_of_both(path: Path, whole: Path) -> Iterator[tuple[Run, Run]]:
+    """Each run that a compacted journal tells of, and the same as the whole journal has it."""
+    with closing(open_for_reading(whole)) as before, closing(open_for_reading(path)) as after:
+        for name in service_names(after):
+            runs = {each.run: each for each in history(before, name).runs}
+            yield from ((run, runs[run.run]) for run in history(after, name).runs)
 
 
 def beginning_of(run: Run) -> tuple[Any, ...]:
@@ -241,16 +243,9 @@ async def test_of_nothing_that_led_on_an_earlier_cause_is_not_taken_for_it(simul
     for horizon in random.Random(len(simulated)).sample(ends_of_decisions(simulated), 8):
         shutil.copy(whole, path)
         await compact(path, horizon)
-        with (
-            closing(open_for_reading(whole)) as before,
-            closing(open_for_reading(path)) as after,
-        ):
-            for name in service_names(after):
-                runs = {each.run: each for each in history(before, name).runs}
-                for run in history(after, name).runs:
-                    was = runs[run.run]
-                    assert run.started_by in (None, was.started_by)
-                    assert run.ended_by in (None, was.ended_by)
+        for run, was in runs_of_both(path, whole):
+            assert run.started_by in (None, was.started_by)
+            assert run.ended_by in (None, was.ended_by)
 
 
 async def test_the_time_between_what_was_removed_and_the_first_event_is_reported(story, tmp_path):
