@@ -80,8 +80,10 @@ def why_service(service: Service, services: Services, evidence: Evidence) -> Why
 def _next(service: Service, services: Services, evidence: Evidence) -> Next | None:
     """What comes next, and whose word that is where it is not that of what made it stop."""
     coming = next_of(service, services)
+    if coming is None or service.state is not State.STOPPING:
+        return coming
     order = latest_order(evidence.newest(service.name))
-    if coming is None or order is None or service.state is not State.STOPPING:
+    if order is None:
         return coming
     as_asked = f"{coming.sentence}, as asked{by(order.actor)} (event {order.seq})"
     return msgspec.structs.replace(coming, sentence=printable(as_asked))

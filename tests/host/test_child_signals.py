@@ -63,6 +63,17 @@ async def test_an_end_after_the_close_is_told_to_nobody_and_finds_a_handler(by_s
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
+async def test_an_end_while_the_loop_is_closed_complains_to_nobody():
+    """The loop has handlers of other signals then, and has closed what it is woken by before it forgets them."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR1, lambda: None)
+    ends = Ends(by_signalfd=True)
+    ends.signals.close()
+    assert signal.set_wakeup_fd(-1) == -1, "nothing is written where nobody reads"
+    loop.remove_signal_handler(signal.SIGUSR1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 def test_where_every_thread_has_blocked_it_no_handler_is_called():
     script = """
 import asyncio, os, signal

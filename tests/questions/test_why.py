@@ -660,6 +660,28 @@ def test_an_event_has_its_own_why(begun):
     assert found.next is None
 
 
+@pytest.mark.parametrize("word", [inp.Start(actor=BOB), inp.Restart(actor=BOB)])
+def test_the_end_of_what_stops_is_owed_to_what_made_it_stop_whatever_was_said_meanwhile(
+    begun, word
+):
+    _stopped_by_an_operator(begun)
+    begun.tell("lone", word)
+    begun.wait(5)
+    begun.end("lone", signal=9)
+    found = ask(begun, seq=last(begun, ev.Exited))
+    killed = "it was ended by SIGKILL from the registry, after its stop timeout of 5 s (run 1)"
+    assert found.subject.endswith(killed)
+    assert [link.sentence for link in found.because] == [BY_ANA]
+
+
+def test_a_run_that_was_lost_while_it_stopped_is_so_for_what_made_it_stop(begun):
+    _started_while_it_stops(begun)
+    begun.begin("boot-1", 400, fresh=False)
+    begun.tell("lone", inp.ProcessLost(run=1))
+    found = ask(begun, seq=last(begun, ev.Lost))
+    assert [link.sentence for link in found.because] == [BY_ANA]
+
+
 # --- because, and meanwhile -----------------------------------------------------------------------
 
 
